@@ -1,0 +1,41 @@
+"""Dropout for spiking neural networks in JAX and Flax, held over the simulation.
+
+A spiking network runs T time steps per example. A mask that is redrawn at every
+step averages itself away; here it is drawn once per simulation and held.
+
+* ``Dropout``, ``Dropout1d``, ``Dropout2d``, ``Dropout3d``, ``DropPath``: linen
+  layers, for single steps ``[N, ...]`` or all steps ``[T, N, ...]``;
+* ``simulate``, ``MultiStep``: any single-step module over time, by ``lax.scan``;
+* ``init_state``, ``reset_masks``, ``reset_rows``: the collection ``"state"``;
+* ``functional``: the pure functions below, for any module system.
+
+Who creates, reads, replaces and drops a mask is said in ``snn_dropout.state``.
+"""
+
+from snn_dropout import functional as functional
+from snn_dropout.layers import Dropout as Dropout
+from snn_dropout.layers import Dropout1d as Dropout1d
+from snn_dropout.layers import Dropout2d as Dropout2d
+from snn_dropout.layers import Dropout3d as Dropout3d
+from snn_dropout.layers import DropPath as DropPath
+from snn_dropout.state import init_state as init_state
+from snn_dropout.state import reset_masks as reset_masks
+from snn_dropout.state import reset_rows as reset_rows
+from snn_dropout.time import MultiStep as MultiStep
+from snn_dropout.time import simulate as simulate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DropPath",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "MultiStep",
+    "functional",
+    "init_state",
+    "reset_masks",
+    "reset_rows",
+    "simulate",
+]

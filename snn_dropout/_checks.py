@@ -1,0 +1,202 @@
+"""Argument checks, and the only place that words their errors.
+
+Every message names the argument, the rule, what was given and what to type
+instead. Nothing here knows Flax.
+"""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+STEP_MODES = ("s", "m")
+
+
+def check_probability(p: Any) -> None:
+    """Raises unless ``p`` is a static Python number in [0, 1]."""
+    if isinstance(p, jax.core.Tracer):
+        raise TypeError(
+            "`p` must be a static Python number, but it is traced; close over it or "
+            "mark it static (`static_argnames`), and build another layer for another `p`."
+        )
+    if isinstance(p, bool) or not isinstance(p, numbers.Real):
+        raise TypeError(
+            f"`p` must be a Python number in [0, 1], the probability of being dropped, "
+            f"but got {p!r} of type {type(p).__name__}; write for example `p=0.5`."
+        )
+    if not 0.0 <= float(p) <= 1.0:  # NaN fails both
+        raise ValueError(
+            f"`p` must be in [0, 1], the probability of being dropped, but got {p}; "
+            f"write for example `p=0.5`."
+        )
+
+
+def check_step_mode(step_mode: Any) -> None:
+    """Raises unless ``step_mode`` is one of the two modes."""
+    if step_mode not in STEP_MODES:
+        raise ValueError(
+            f"`step_mode` must be 's' (one step, [N, ...]) or 'm' (all steps, "
+            f"[T, N, ...]), but got {step_mode!r}; write `step_mode='s'` or "
+            f"`step_mode='m'`."
+        )
+
+
+def check_channel_axis(channel_axis: Any, ndim: int) -> None:
+    """Raises unless ``channel_axis`` is an axis of one step other than the batch."""
+    is_integer = isinstance(channel_axis, int) and not isinstance(channel_axis, bool)
+    if not is_integer or not (-ndim < channel_axis < ndim) or channel_axis == 0:
+        raise ValueError(
+            f"`channel_axis` must be an axis of one step's input of {ndim} axes, other "
+            f"than the batch axis 0, but got {channel_axis!r}; write -1 for "
+            f"[N, *space, C] or 1 for [N, C, *space]."
+        )
+
+
+def check_deterministic(deterministic: Any) -> None:
+    """Raises if the flag is traced: it chooses between two programs."""
+    if isinstance(deterministic, jax.core.Tracer):
+        raise TypeError(
+            "`deterministic` must be a static Python bool, but it is traced; mark it "
+            "static (`static_argnames='deterministic'`) or close over it."
+        )
+
+
+def check_is_array(name: str, x: Any) -> None:
+    """Raises unless ``x`` has a shape and a dtype."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(
+            f"`{name}` must be an array, but got {type(x).__name__}; write "
+            f"`jnp.asarray({name})`."
+        )
+
+
+def check_rank(
+    layer: str, x: Any, step_mode: str, step_axes: str, fewest: int, most: float
+) -> None:
+    """Raises unless ``x`` has a rank that the layer takes in ``step_mode``.
+
+    Args:
+      layer: the name of the layer.
+      x: its input.
+      step_mode: the mode of the call.
+      step_axes: the axes of one step in words, such as "N, H, W, C".
+      fewest: the smallest rank of one step that is taken.
+      most: the largest.
+    """
+    name = "x" if step_mode == "s" else "x_seq"
+    check_is_array(name, x)
+    time = 1 if step_mode == "m" else 0
+    if fewest <= x.ndim - time <= most:
+        return
+    wanted = f"[T, {step_axes}]" if time else f"[{step_axes}]"
+    other = "s" if time else "m"
+    if fewest <= x.ndim - (1 - time) <= most:
+        axes = f"[{step_axes}]" if time else f"[T, {step_axes}]"
+        remedy = f"this looks like {axes}: use `step_mode='{other}'`."
+    else:
+        remedy = "reshape it, or use the layer for that number of axes."
+    raise ValueError(
+        f"`{name}` of {layer} must be {wanted} in step_mode='{step_mode}', but got shape "
+        f"{tuple(x.shape)}; {remedy}"
+    )
+
+
+def check_mask_fits(mask: Any, shape: Sequence[int]) -> None:
+    """Raises unless ``mask`` is bool and broadcasts to ``shape`` without growing it."""
+    check_is_array("mask", mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(
+            f"`mask` must be bool (True = kept), but got {mask.dtype}; write "
+            f"`mask.astype(bool)`."
+        )
+    trailing = tuple(shape)[len(shape) - mask.ndim :]
+    fits = mask.ndim <= len(shape) and all(
+        m in (1, s) for m, s in zip(mask.shape, trailing, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`mask` must broadcast to the shape of `x`, {tuple(shape)}, but got "
+            f"{tuple(mask.shape)}; draw a mask for this input."
+        )
+
+
+def check_stored_mask(where: str, stored: Any, shape: Sequence[int], dtype: Any) -> None:
+    """Raises unless the stored mask has exactly the shape and dtype of this input's."""
+    if tuple(stored.shape) != tuple(shape) or stored.dtype != dtype:
+        raise ValueError(
+            f"The mask stored at {where} must fit the input: it has shape "
+            f"{tuple(stored.shape)} and dtype {stored.dtype}, but this input needs shape "
+            f"{tuple(shape)} and dtype {jnp.dtype(dtype)}. A mask belongs to one "
+            f"simulation: start the next one from the first state, or from "
+            f"`reset_masks(state)`."
+        )
+
+
+def check_time_axis(x_seq: Any) -> int:
+    """Returns the number of time steps of ``x_seq``, or raises if it has none."""
+    leaves = jax.tree.leaves(x_seq)
+    if not leaves:
+        raise ValueError(
+            "`x_seq` must hold at least one array [T, N, ...], but got none; pass the "
+            "input of all time steps."
+        )
+    for leaf in leaves:
+        check_is_array("x_seq", leaf)
+        if len(leaf.shape) == 0:
+            raise ValueError(
+                "`x_seq` must have a time axis first, [T, N, ...], but got a scalar; add "
+                "one with `x_seq[None]`."
+            )
+    steps = {leaf.shape[0] for leaf in leaves}
+    if len(steps) > 1:
+        raise ValueError(
+            f"The arrays of `x_seq` must have the same number of time steps, but got "
+            f"{sorted(steps)}; what is the same at every step is another argument."
+        )
+    return int(steps.pop())
+
+
+def check_mutable(mutable: Any) -> tuple[str, ...]:
+    """Returns the names of ``mutable``, or raises unless they are collections to carry."""
+    names = (mutable,) if isinstance(mutable, str) else mutable
+    if not isinstance(names, (list, tuple, set, frozenset)) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise TypeError(
+            f"`mutable` must name the collections to carry beside 'state', but got "
+            f"{mutable!r}; write for example `mutable=['batch_stats']`."
+        )
+    if "params" in names:
+        raise ValueError(
+            f"`mutable` must not hold 'params', which is the same at every step, but got "
+            f"{mutable!r}; leave it out."
+        )
+    return tuple(names)
+
+
+def check_rows(done: Any) -> None:
+    """Raises unless ``done`` is a bool vector."""
+    check_is_array("done", done)
+    if done.dtype != jnp.bool_ or done.ndim != 1:
+        raise ValueError(
+            f"`done` must be a bool array [N], one element an example, but got "
+            f"{done.dtype}{list(done.shape)}; write for example `done = t >= length`."
+        )
+
+
+def check_row_leaf(where: str, old: Any, new: Any, rows: int) -> None:
+    """Raises unless ``old`` and ``new`` are alike and have ``rows`` rows."""
+    if old.shape != new.shape or old.dtype != new.dtype:
+        raise ValueError(
+            f"`state` and `fresh` must agree at {where}, but have {old.dtype}"
+            f"{list(old.shape)} and {new.dtype}{list(new.shape)}; make `fresh` with "
+            f"`init_state` for the same batch."
+        )
+    if len(old.shape) == 0 or old.shape[0] != rows:
+        raise ValueError(
+            f"`done` chooses rows of the batch axis 0, but the leaf at {where} has shape "
+            f"{tuple(old.shape)} where `done` has {rows} elements; pass `done` for the "
+            f"whole batch, and leave leaves without a batch axis out of `state`."
+        )

@@ -1,0 +1,161 @@
+"""One step of bound linen modules as a pure function of their variables."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+from flax.core import Scope, unfreeze
+from flax.core.scope import CollectionFilter, LazyRng, in_filter
+
+from snn_dropout.state import Leaves, State, from_leaves, to_leaves
+
+# The collection that `sow` writes; it grows at each call, so it can not be carried.
+SOWN = "intermediates"
+
+
+class PureStep:
+    """A function of scopes, run on copies of them with variables of our choice.
+
+    A copy has the path, the keys and the counters of the original, so names and
+    random draws are the same; yet it may write what the original may not, and
+    what it writes stays with it. A leaf is known by the number of the topmost
+    scope that it lies below, its collection and its path.
+
+    Args:
+      function: takes a list of scopes, then any arguments.
+      scopes: the scopes to copy; one may lie below another.
+    """
+
+    def __init__(self, function: Callable[..., Any], scopes: list[Scope]) -> None:
+        self._function = function
+        self._scopes = scopes
+        listed = set(scopes)
+        self._tops = [
+            scope
+            for scope in dict.fromkeys(scopes)
+            if not any(ancestor in listed for ancestor in _ancestors(scope))
+        ]
+        self._counters = [_copied(scope.rng_counters) for scope in scopes]
+
+    @property
+    def mutable(self) -> CollectionFilter:
+        """The collections that the scopes may write."""
+        return self._scopes[0].mutable
+
+    def leaves(self, collections: CollectionFilter) -> Leaves:
+        """Returns the leaves that the scopes hold now, of the collections asked for."""
+        return _leaves(self._tops, collections)
+
+    def __call__(
+        self,
+        leaves: Leaves,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        mutable: CollectionFilter,
+        initializing: bool = False,
+        time_step: jax.Array | None = None,
+    ) -> tuple[Any, Leaves]:
+        """Runs the function once.
+
+        Args:
+          leaves: replace the leaves that the scopes hold in mutable collections.
+          args: the arguments of the function, after the scopes.
+          kwargs: its keyword arguments.
+          mutable: the collections that the function may write.
+          initializing: whether modules are told that ``init`` runs.
+          time_step: if given, it is folded into every key.
+
+        Returns:
+          The function's result, and the leaves of the mutable collections after it.
+        """
+        for scope, counters in zip(self._scopes, self._counters, strict=True):
+            _restore(scope.rng_counters, counters)
+        tops = {
+            scope: Scope(
+                _variables(scope, _below(leaves, index), mutable),
+                name=scope.name,
+                mutable=mutable,
+                path=scope.path,
+                debug_path=scope.debug_path,
+                flags={**scope.flags, "initializing": initializing},
+            )
+            for index, scope in enumerate(self._tops)
+        }
+        copies = []
+        for scope in self._scopes:
+            lineage = [scope, *_ancestors(scope)]
+            depth = next(i for i, ancestor in enumerate(lineage) if ancestor in tops)
+            copy = tops[lineage[depth]]
+            for below in reversed(lineage[:depth]):
+                copy = copy.push(below.name, reuse=True)
+            # A shared scope has keys and counters that are not those of its path.
+            copy.rngs = _folded(scope.rngs, time_step)
+            copy.rng_counters = scope.rng_counters
+            copies.append(copy)
+        result = self._function(copies, *args, **kwargs)
+        return result, _leaves(list(tops.values()), mutable)
+
+    def write(self, leaves: Leaves) -> None:
+        """Writes leaves to the original scopes, where their collection is mutable."""
+        for index, scope in enumerate(self._tops):
+            for collection, branch in _below(leaves, index).items():
+                if scope.is_mutable_collection(collection):
+                    for name, value in branch.items():
+                        scope.put_variable(collection, name, value)
+
+
+def _variables(scope: Scope, replaced: State, mutable: CollectionFilter) -> dict[str, Any]:
+    # What the step may write is a copy; what was sown before it is no part of it.
+    found = {
+        name: unfreeze(dict(collection)) if in_filter(mutable, name) else collection
+        for name, collection in scope.variables().items()
+        if name != SOWN
+    }
+    return found | replaced
+
+
+def _leaves(scopes: Iterable[Scope], collections: CollectionFilter) -> Leaves:
+    return {
+        (index, collection, *path): leaf
+        for index, scope in enumerate(scopes)
+        for collection, branch in scope.variables().items()
+        if in_filter(collections, collection)
+        for path, leaf in to_leaves(branch).items()
+    }
+
+
+def _below(leaves: Leaves, index: int) -> State:
+    return from_leaves(
+        {path[1:]: leaf for path, leaf in leaves.items() if path[0] == index}
+    )
+
+
+def _ancestors(scope: Scope) -> Iterator[Scope]:
+    while scope.parent is not None:
+        scope = scope.parent
+        yield scope
+
+
+def _folded(rngs: Mapping[str, LazyRng], time_step: jax.Array | None) -> dict[str, LazyRng]:
+    if time_step is None:
+        return dict(rngs)
+    return {
+        name: LazyRng(jax.random.fold_in(lazy.rng, time_step), lazy.suffix)
+        for name, lazy in rngs.items()
+    }
+
+
+def _copied(counters: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {
+        key: _copied(value) if isinstance(value, dict) else value
+        for key, value in counters.items()
+    }
+
+
+def _restore(counters: dict[Any, Any], saved: Mapping[Any, Any]) -> None:
+    for key, value in counters.items():
+        if isinstance(value, dict):
+            _restore(value, saved.get(key, {}))
+        else:
+            counters[key] = saved.get(key, 0)

@@ -1,0 +1,144 @@
+"""Keep masks as pure functions: draw one from a key, apply it to an array."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from snn_dropout._checks import check_is_array, check_mask_fits, check_probability
+
+
+def draw_mask(
+    key: jax.Array,
+    shape: Sequence[int],
+    p: float,
+    *,
+    out_sharding: NamedSharding | None = None,
+) -> jax.Array:
+    """Draws a keep mask: True with probability ``1 - p``, independently.
+
+    ``mask[i] ~ Bernoulli(1 - p)``
+
+    The uniform draw is compared with ``float32(1 - p)``, whatever the default
+    dtype, so that the same key gives the same mask with and without x64.
+
+    Example::
+
+      >>> import jax
+      >>> from snn_dropout import functional
+      >>> mask = functional.draw_mask(jax.random.key(0), (2, 3), p=0.5)
+      >>> mask.shape, mask.dtype
+      ((2, 3), dtype('bool'))
+
+    Args:
+      key: a key of ``jax.random``; it is consumed.
+      shape: the shape of the mask.
+      p: the probability of being dropped, a static number in [0, 1].
+      out_sharding: the sharding of the mask, as in ``jax.random``.
+
+    Returns:
+      A bool array of the given shape; True means kept.
+
+    Raises:
+      TypeError, ValueError: ``p`` is not a static number in [0, 1].
+    """
+    check_probability(p)
+    keep = np.float32(1.0 - float(p))
+    return jax.random.bernoulli(key, keep, tuple(shape), out_sharding=out_sharding)
+
+
+def apply_mask(x: jax.Array, mask: jax.Array, p: float) -> jax.Array:
+    """Zeroes what the mask drops and scales the rest by ``1 / (1 - p)``.
+
+    ``y = where(mask, x, 0) / (1 - p)``
+
+    Selecting comes before scaling, so a NaN or infinity that is dropped gives
+    0 and a gradient of 0. The scale is applied in float32 (float64 stays
+    float64) and the result is cast once, to the dtype of ``x``; bool and
+    integer spikes come out as float32. The backward pass keeps the mask as it
+    was given and nothing else: no copy of it for each time step.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from snn_dropout import functional
+      >>> x_seq = jnp.ones((2, 3))                       # [T, N]
+      >>> mask = jnp.array([True, False, True])          # [N], held over T
+      >>> functional.apply_mask(x_seq, mask, p=0.5)
+      Array([[2., 0., 2.],
+             [2., 0., 2.]], dtype=float32)
+
+    Args:
+      x: the input, of any shape.
+      mask: bool, of a shape that broadcasts to that of ``x``.
+      p: the probability of being dropped that the mask was drawn with.
+
+    Returns:
+      An array of the shape of ``x``.
+
+    Raises:
+      TypeError, ValueError: ``p`` is not a static number in [0, 1], or the mask
+        is not bool, or its shape does not broadcast to that of ``x``.
+
+    Source: Srivastava et al. 2014, in the inverted form that scales at training.
+    """
+    check_probability(p)
+    check_is_array("x", x)
+    check_mask_fits(mask, x.shape)
+    # The checkpoint keeps no residual but its inputs that the gradient reads:
+    # the mask before it is broadcast over time.
+    masked = jax.checkpoint(partial(_select_and_scale, p=float(p)), prevent_cse=False)
+    result: jax.Array = masked(x, mask)
+    return result
+
+
+def _select_and_scale(x: jax.Array, mask: jax.Array, p: float) -> jax.Array:
+    kept = jnp.where(mask, x, jnp.zeros((), x.dtype))
+    out_dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+    if p in (0.0, 1.0):
+        return kept.astype(out_dtype)
+    # A product, not a quotient: XLA turns a quotient by a constant into a product
+    # under jit and not in eager mode, and the results differ in the last bit.
+    wide = out_dtype if jnp.dtype(out_dtype).itemsize >= 4 else jnp.float32
+    return (kept.astype(wide) * np.asarray(1.0 / (1.0 - p), wide)).astype(out_dtype)
+
+
+def draw_mask_like(
+    key: jax.Array, x: jax.Array, shape: Sequence[int], p: float
+) -> jax.Array:
+    """Draws a mask of ``shape`` for ``x`` that is sharded as ``x`` is.
+
+    Axes of the mask of length 1 are not sharded; an axis of ``x`` beyond the
+    mask's rank, counted from the right, is ignored (the time axis).
+
+    Args:
+      key: a key of ``jax.random``; it is consumed.
+      x: the array the mask is for; only its shape and sharding are read.
+      shape: the shape of the mask, of a rank up to that of ``x``.
+      p: the probability of being dropped.
+
+    Returns:
+      A bool array of the given shape.
+    """
+    if isinstance(x, jax.core.Tracer):
+        like = _sharding_for(jax.typeof(x).sharding, x.ndim, shape)
+        return draw_mask(key, shape, p, out_sharding=like)
+    if isinstance(sharding := getattr(x, "sharding", None), NamedSharding):
+        # Outside of jit a sharding is a request to the compiler, not a type.
+        like = _sharding_for(sharding, x.ndim, shape)
+        draw = jax.jit(draw_mask, static_argnames=("shape", "p"), out_shardings=like)
+        mask: jax.Array = draw(key, shape=tuple(shape), p=p)
+        return mask
+    return draw_mask(key, shape, p)
+
+
+def _sharding_for(
+    sharding: NamedSharding, ndim: int, shape: Sequence[int]
+) -> NamedSharding:
+    spec = tuple(sharding.spec) + (None,) * (ndim - len(sharding.spec))
+    spec = spec[ndim - len(shape) :]
+    axes = (None if length == 1 else axis for length, axis in zip(shape, spec, strict=True))
+    return sharding.update(spec=PartitionSpec(*axes))

@@ -1,0 +1,295 @@
+"""The state of a simulation: who creates, reads, replaces and drops a mask.
+
+Masks live in the collection ``"state"``, beside the neurons' membranes:
+
+=============== ===================================================== =============
+leaf            dtype and shape                                       of
+=============== ===================================================== =============
+``mask``        bool, one step's input with the shared axes 1         the dropouts
+``kernel_mask`` uint32, one bit a connection, ``[N, ...]``            DropConnect
+``bias_mask``   bool ``[N, O]``                                       DropConnect
+=============== ===================================================== =============
+
+1. ``init`` makes parameters and the neurons' first state, and no mask; a
+   dropout layer is then the identity and needs no stream. So the state that
+   ``init`` returns can be the start of every simulation.
+2. The first training call draws the mask and stores it; later calls read it.
+   It is never written again.
+3. A new simulation starts from the first state, or from :func:`reset_masks`
+   where neurons run on, with a new key; single examples with
+   :func:`reset_rows`.
+4. A hand-written ``lax.scan`` starts from :func:`init_state`, which draws every
+   missing mask and leaves every leaf that exists alone.
+5. Inference is the identity, needs no stream and touches no state.
+6. A call that is the whole simulation (mode ``'m'``, ``MultiStep``,
+   ``simulate``) runs on a state of its own where the state is not mutable; in
+   mode ``'s'`` that would be a new mask at every step, and raises.
+7. A stored mask that does not fit the input raises.
+8. A mask belongs to (key, module path, shape of one step), so every way of
+   running a simulation gives the same masks.
+9. A mask is never born inside a raw JAX transform within a module: that raises.
+10. Neurons are other people's: any collection can be carried, see
+    ``MultiStep`` and ``simulate``.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import errors, traverse_util
+from flax.core import DenyList, apply, tracers
+
+from snn_dropout import _checks
+
+MASK_NAMES = ("mask", "kernel_mask", "bias_mask")
+
+State = dict[str, Any]
+Leaves = dict[tuple[Any, ...], Any]
+
+
+def init_state(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    x: Any,
+    *args: Any,
+    rngs: Any,
+    state_collection: str = "state",
+    **kwargs: Any,
+) -> State:
+    """Makes the state of a new simulation: what ``init`` made, plus every mask.
+
+    A hand-written ``jax.lax.scan``, or ``nn.scan`` with
+    ``variable_carry='state'``, starts from it, because the structure of a carry
+    is fixed. Leaves that ``variables`` already has are left alone; a neuron's
+    leaf that is missing is what ``init`` makes under the same arguments. The
+    forward passes that this takes are dead code under ``jit``.
+
+    Example::
+
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> import snn_dropout as sd
+      >>> model = nn.Sequential([nn.Dense(3), sd.Dropout(0.5, deterministic=False)])
+      >>> x_seq = jnp.ones((5, 2, 4))                                 # [T, N, I]
+      >>> variables = model.init(jax.random.key(0), x_seq[0])
+      >>> rngs = {'dropout': jax.random.key(1)}
+      >>> state = sd.init_state(model, variables, x_seq[0], rngs=rngs)
+      >>> jax.tree.map(jnp.shape, state)
+      {'layers_1': {'mask': (2, 3)}}
+      >>> def step(state, x):
+      ...   y, updated = model.apply(
+      ...     {'params': variables['params'], 'state': state}, x,
+      ...     rngs=rngs, mutable=['state'])
+      ...   return updated['state'], y
+      >>> state, y_seq = jax.lax.scan(step, state, x_seq)
+      >>> y_seq.shape
+      (5, 2, 3)
+
+    Args:
+      model: a single-step linen module.
+      variables: its parameters and, where there is one, the state to complete.
+      x: the input of one step, ``[N, ...]``.
+      *args: further arguments of the model.
+      rngs: the keys of the simulation, as for ``apply``.
+      state_collection: the collection to return, as the field of the layers.
+      **kwargs: further keyword arguments of the model.
+
+    Returns:
+      The collection ``"state"``: pass it as ``{'params': ..., 'state': state}``.
+
+    Raises:
+      flax.errors.InvalidRngError: a mask is to be drawn and its stream is missing.
+      ValueError: a stored mask does not fit ``x``, or the model makes a leaf of
+        its state only after ``init``.
+    """
+
+    def step(leaves: Leaves, *, initializing: bool) -> Leaves:
+        def call(scope: Any, *args: Any, **kwargs: Any) -> Any:
+            return model.clone(parent=scope, _deep_clone=True)(*args, **kwargs)
+
+        stepped = apply(
+            call, mutable=DenyList("params"), flags={"initializing": initializing}
+        )
+        given = {**variables, state_collection: from_leaves(leaves)}
+        _, mutated = stepped(given, x, *args, rngs=rngs, **kwargs)
+        return to_leaves(mutated.get(state_collection, {}))
+
+    given = to_leaves(variables.get(state_collection, {}))
+    return from_leaves(first_state(step, given))
+
+
+def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
+    """Completes a state so that one step leaves its structure unchanged.
+
+    Args:
+      step: takes leaves and ``initializing``, runs one step and returns the
+        leaves after it.
+      given: the leaves that exist; they are returned as they are.
+
+    Returns:
+      The given leaves, those that ``init`` makes, and every mask.
+
+    Raises:
+      ValueError: a leaf that is no mask appears only after ``init``.
+    """
+    start = step(given, initializing=True) | given
+    # What this step changed has already moved: only what it drew is kept.
+    drawn = {
+        path: leaf
+        for path, leaf in step(start, initializing=False).items()
+        if path not in start
+    }
+    late = [path for path in drawn if path[-1] not in MASK_NAMES]
+    if late:
+        raise ValueError(
+            f"Every leaf of a carried collection must be made by `init`, but "
+            f"{_name(late[0])} appeared only in a later call, so its first value is not "
+            f"known; create it while `self.is_initializing()` too."
+        )
+    return start | drawn
+
+
+def reset_masks(state: Mapping[str, Any]) -> State:
+    """Drops the masks of a state: the next training call draws new ones.
+
+    Membranes and all other leaves stay, as SpikingJelly's ``reset`` would not
+    leave them: to restart the neurons too, start from the first state.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> import snn_dropout as sd
+      >>> state = {'lif': {'v': jnp.zeros(2)}, 'drop': {'mask': jnp.ones(2, bool)}}
+      >>> sd.reset_masks(state)
+      {'lif': {'v': Array([0., 0.], dtype=float32)}}
+
+    Args:
+      state: the collection ``"state"``; it is not changed.
+
+    Returns:
+      The state without the leaves ``mask``, ``kernel_mask`` and ``bias_mask``.
+    """
+    leaves = to_leaves(state).items()
+    return from_leaves({path: leaf for path, leaf in leaves if path[-1] not in MASK_NAMES})
+
+
+def reset_rows(done: jax.Array, state: Any, fresh: Any) -> Any:
+    """Restarts single examples: row ``n`` is ``fresh`` where ``done[n]``.
+
+    ``new[n] = fresh[n] if done[n] else state[n]``, for every leaf
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> import snn_dropout as sd
+      >>> state, fresh = {'v': jnp.array([5., 7.])}, {'v': jnp.zeros(2)}
+      >>> sd.reset_rows(jnp.array([True, False]), state, fresh)
+      {'v': Array([0., 7.], dtype=float32)}
+
+    Args:
+      done: bool ``[N]``, the examples to restart.
+      state: the running state; every leaf is ``[N, ...]``.
+      fresh: a state of the same structure, from :func:`init_state` with a new key.
+
+    Returns:
+      A state of the same structure.
+
+    Raises:
+      ValueError: the structures, shapes or dtypes differ, or a leaf has no
+        batch axis of the length of ``done``.
+    """
+    _checks.check_rows(done)
+    ours: Any = jax.tree.structure(state)
+    theirs: Any = jax.tree.structure(fresh)
+    if ours != theirs:
+        raise ValueError(
+            f"`state` and `fresh` must have the same structure, but have {ours} and "
+            f"{theirs}; make both with `init_state`, which draws every mask."
+        )
+
+    def choose(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+        _checks.check_row_leaf(jax.tree_util.keystr(path), old, new, done.shape[0])
+        return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree_util.tree_map_with_path(choose, state, fresh)
+
+
+def held(
+    module: Any,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    draw: Callable[[jax.Array], jax.Array],
+    *,
+    whole_simulation: bool,
+) -> jax.Array:
+    """Finds the mask of a layer, or draws and stores it: rules 2, 6, 7 and 9.
+
+    Args:
+      module: a bound layer with ``rng_collection`` and ``state_collection``.
+      name: the name of the leaf.
+      shape: the shape that fits the input.
+      dtype: the dtype of the leaf.
+      draw: makes the mask from a key.
+      whole_simulation: the call covers all time steps, so that the mask need
+        not outlive it.
+
+    Returns:
+      The mask.
+
+    Raises:
+      ValueError: the stored mask does not fit.
+      RuntimeError: the mask can not be kept where it would have to be, or would
+        leak out of a raw JAX transform.
+      flax.errors.InvalidRngError: the stream is missing.
+    """
+    collection, stream = module.state_collection, module.rng_collection
+    where = _name((collection, *module.path, name))
+    if module.has_variable(collection, name):
+        stored: jax.Array = module.get_variable(collection, name)
+        _checks.check_stored_mask(where, stored, shape, dtype)
+        return stored
+
+    kept = module.is_mutable_collection(collection)
+    if not kept and not whole_simulation:
+        raise RuntimeError(
+            f"The collection '{collection}' must be mutable or hold a mask at {where}: a "
+            f"single step that can not keep its mask would draw another one at every "
+            f"step. Call `apply(..., mutable=['{collection}'])` and pass the returned "
+            f"state on, or start from `init_state(...)`; for inference, "
+            f"`deterministic=True`."
+        )
+    if not module.has_rng(stream):
+        raise errors.InvalidRngError(
+            f"Drawing the mask {where} needs the stream '{stream}', but `rngs` has none "
+            f"of that name; call `apply(..., rngs={{'{stream}': key}})`, or pass "
+            f"`deterministic=True` for inference."
+        )
+    if kept and module.scope.root.trace_level != tracers.current_trace():
+        raise RuntimeError(
+            f"The mask {where} must not be drawn inside a raw JAX transform within a "
+            f"module (`jax.lax.scan`, `jax.vmap`, `jax.jit`, ...): it would leak out of it "
+            f"as a tracer. Use the lifted transform (`nn.scan`, `nn.vmap`, `nn.jit`) or "
+            f"`MultiStep`, or make the state first with `init_state(...)`."
+        )
+    mask = draw(module.make_rng(stream))
+    if kept:
+        module.put_variable(collection, name, mask)
+    return mask
+
+
+def to_leaves(collection: Mapping[str, Any]) -> Leaves:
+    """Flattens a collection to its leaves by path; empty branches vanish."""
+    leaves: Leaves = traverse_util.flatten_dict(collection)
+    return leaves
+
+
+def from_leaves(leaves: Leaves) -> State:
+    """Undoes :func:`to_leaves`."""
+    state: State = traverse_util.unflatten_dict(leaves)
+    return state
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(str(part) for part in path)

@@ -1,0 +1,214 @@
+"""Whole simulations: any single-step linen module over time, on ``jax.lax.scan``."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import DenyList, Scope
+from flax.core.scope import CollectionFilter, in_filter, subtract_filters, union_filters
+from flax.linen.transforms import decorator_lift_transform
+
+from snn_dropout._checks import check_mutable, check_time_axis
+from snn_dropout._scopes import SOWN, PureStep
+from snn_dropout.state import Leaves, first_state
+
+
+class MultiStep(nn.Module):
+    """Runs a single-step module over all time steps with ``jax.lax.scan``.
+
+    ``s[0], y[0] = step(s_first, x[0])``;   ``s[t], y[t] = step(s[t-1], x[t])``
+
+    It is transparent: it has the parameter and state tree of the module it
+    wraps, and the same masks for the same key. Where ``"state"`` is mutable it
+    starts from the state it finds and leaves the last one; where it is not, it
+    runs on a state of its own and leaves nothing behind. A leaf that is missing
+    is what ``init`` makes, a mask that is missing is drawn before the first
+    step. What is random anew at each step draws from ``fold_in(key, t)``.
+
+    Every mutable collection but ``params`` is carried from step to step. What
+    ``sow`` puts into ``intermediates`` is stacked over time instead.
+
+    Example::
+
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> import snn_dropout as sd
+      >>> model = sd.MultiStep(nn.Sequential([
+      ...   nn.Dense(3), sd.Dropout(0.5, deterministic=False)]))
+      >>> x_seq = jnp.ones((5, 2, 4))                                 # [T, N, I]
+      >>> variables = model.init(jax.random.key(0), x_seq)
+      >>> y_seq = model.apply(variables, x_seq, rngs={'dropout': jax.random.key(1)})
+      >>> y_seq.shape
+      (5, 2, 3)
+
+    Attributes:
+      module: the single-step module, in a class, inline or shared.
+      state_collections: collections that are carried even where they are not
+        mutable, for neurons that keep their state under another name.
+    """
+
+    module: nn.Module
+    state_collections: tuple[str, ...] = ("state",)
+
+    def setup(self) -> None:
+        """Takes the scope of the module for its own."""
+        module, scope = self.module, self.scope
+        assert scope is not None
+        assert module.scope is not None
+        if module.scope.parent is scope:
+            _bind(module, scope.rewound())
+        elif module.scope != scope:
+            nn.share_scope(self, module)
+
+    def __call__(self, x_seq: Any, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module once for each time step.
+
+        Args:
+          x_seq: the input ``[T, N, ...]``, or a pytree of such arrays; the module
+            is called with ``x_seq[t]``.
+          *args: passed on, the same at every step.
+          **kwargs: passed on, the same at every step.
+
+        Returns:
+          The outputs of all steps, ``[T, ...]``; during ``init`` the first one,
+          ``T`` times.
+
+        Raises:
+          TypeError, ValueError: ``x_seq`` has no time axis, or the module makes a
+            leaf of its state only after ``init``.
+        """
+        steps = check_time_axis(x_seq)
+        if self.is_initializing():
+            y = self.module(_first(x_seq), *args, **kwargs)
+            return jax.tree.map(lambda y: jnp.broadcast_to(y, (steps, *jnp.shape(y))), y)
+
+        def over_time(function: Callable[..., Any]) -> Callable[..., Any]:
+            return partial(_over_time, self.state_collections, function)
+
+        return decorator_lift_transform(over_time, _step)(self, x_seq, *args, **kwargs)
+
+
+def simulate(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    x_seq: Any,
+    *args: Any,
+    rngs: Any = None,
+    mutable: str | Iterable[str] = (),
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Runs a whole simulation: ``model.apply`` over time with ``jax.lax.scan``.
+
+    It equals this loop, bit for bit, and compiles one step instead of ``T``::
+
+      state = init_state(model, variables, x_seq[0], rngs={'dropout': key})
+      for t, x in enumerate(x_seq):
+        y, updated = model.apply(
+          {**variables, 'state': state}, x,
+          rngs={'dropout': fold_in(key, t)}, mutable=['state'])
+        state = updated['state']
+
+    Example::
+
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> import snn_dropout as sd
+      >>> model = nn.Sequential([nn.Dense(3), sd.Dropout(0.5, deterministic=False)])
+      >>> x_seq = jnp.ones((5, 2, 4))                                 # [T, N, I]
+      >>> variables = model.init(jax.random.key(0), x_seq[0])
+      >>> y_seq, updated = sd.simulate(
+      ...   model, variables, x_seq, rngs={'dropout': jax.random.key(1)})
+      >>> y_seq.shape, updated['state']['layers_1']['mask'].shape
+      ((5, 2, 3), (2, 3))
+
+    Args:
+      model: a single-step linen module.
+      variables: its parameters and, where there is one, the state to start from;
+        what is missing is what ``init`` makes.
+      x_seq: the input ``[T, N, ...]``, or a pytree of such arrays.
+      *args: further arguments of the model, the same at every step.
+      rngs: the keys of the simulation, as for ``apply``.
+      mutable: further collections that are carried from step to step and
+        returned, such as ``batch_stats``; ``intermediates`` is stacked over time.
+      **kwargs: further keyword arguments of the model, the same at every step.
+
+    Returns:
+      The outputs of all steps, ``[T, ...]``, and the mutated collections,
+      ``"state"`` among them, as ``apply`` returns them.
+
+    Raises:
+      TypeError, ValueError: ``x_seq`` has no time axis, ``mutable`` holds
+        ``'params'``, or the model makes a leaf of its state only after ``init``.
+    """
+    carried = sorted({"state", *check_mutable(mutable)})
+    multi_step = MultiStep(model.clone(parent=None), parent=None)
+    y_seq, mutated = multi_step.apply(
+        variables, x_seq, *args, rngs=rngs, mutable=carried, **kwargs
+    )
+    return y_seq, dict(mutated)
+
+
+def _bind(module: nn.Module, scope: Scope) -> None:
+    # `nn.share_scope` would leave the modules below with the keys of a path that has
+    # this field in it: other parameters and masks than those of the bare module.
+    object.__setattr__(module, "scope", scope)
+    for child in module._state.children.values():
+        if isinstance(child, nn.Module):
+            assert child.name is not None
+            _bind(child, scope.push(child.name, reuse=True))
+
+
+def _step(multi_step: MultiStep, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return multi_step.module(x, *args, **kwargs)
+
+
+def _over_time(
+    state_collections: tuple[str, ...],
+    function: Callable[..., Any],
+    scopes: list[Scope],
+    x_seq: Any,
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    pure_step = PureStep(function, scopes)
+    written = union_filters(
+        subtract_filters(pure_step.mutable, "params"), state_collections
+    )
+    carried = subtract_filters(written, SOWN)
+
+    def ahead(leaves: Leaves, *, initializing: bool) -> Leaves:
+        step_args, mutable = (_first(x_seq), *args), DenyList("params")
+        _, after = pure_step(
+            leaves, step_args, kwargs, mutable=mutable, initializing=initializing
+        )
+        return _only(after, carried)
+
+    def step(leaves: Leaves, inputs: tuple[jax.Array, Any]) -> tuple[Leaves, Any]:
+        time_step, x = inputs
+        y, after = pure_step(
+            leaves, (x, *args), kwargs, mutable=written, time_step=time_step
+        )
+        return _only(after, carried), (y, _only(after, SOWN))
+
+    start = first_state(ahead, pure_step.leaves(carried))
+    time_steps = jnp.arange(check_time_axis(x_seq))
+    last, (y_seq, sown) = jax.lax.scan(step, start, (time_steps, x_seq))
+    before = pure_step.leaves(SOWN)
+    pure_step.write(
+        last | {path: before.get(path, ()) + leaf for path, leaf in sown.items()}
+    )
+    return y_seq
+
+
+def _only(leaves: Leaves, collections: CollectionFilter) -> Leaves:
+    return {path: leaf for path, leaf in leaves.items() if in_filter(collections, path[1])}
+
+
+def _first(x_seq: Any) -> Any:
+    def first(x: jax.Array) -> jax.Array:
+        # A simulation of no steps still has a step's shape.
+        return x[0] if x.shape[0] else jnp.zeros(x.shape[1:], x.dtype)
+
+    return jax.tree.map(first, x_seq)

@@ -1,0 +1,94 @@
+"""Neurons and small networks for the tests: other people's modules, as users write them.
+
+Their constants are powers of two, so that a compiler may fuse a product with a sum
+without changing a bit: a loop, a scan and a jitted scan then agree exactly.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import snn_dropout as sd
+
+
+@jax.custom_jvp
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+@spike.defjvp
+def _spike_jvp(primals, tangents):
+    (v,), (dv,) = primals, tangents
+    return spike(v), dv / (1 + jnp.abs(v)) ** 2
+
+
+class LIF(nn.Module):
+    """Leaky integrate and fire with one leaf of state, in a collection of any name."""
+
+    collection: str = "state"
+    tau: float = 2.0
+
+    @nn.compact
+    def __call__(self, x):
+        v = self.variable(self.collection, "v", jnp.zeros_like, x)
+        potential = v.value + (x - v.value) / self.tau
+        fired = spike(potential - 1)
+        if not self.is_initializing():
+            v.value = potential * (1 - fired)
+        return fired
+
+
+class AdaptiveLIF(nn.Module):
+    """Two leaves of state, one of them not zero at first."""
+
+    collection: str = "carry"
+
+    @nn.compact
+    def __call__(self, x):
+        v = self.variable(self.collection, "v", jnp.zeros_like, x)
+        threshold = self.variable(self.collection, "threshold", jnp.ones_like, x)
+        potential = v.value * 0.5 + x
+        fired = spike(potential - threshold.value)
+        if not self.is_initializing():
+            v.value = potential * (1 - fired)
+            threshold.value = threshold.value + 0.1 * fired
+        return fired
+
+
+class Net(nn.Module):
+    """Two layers of neurons, two dropouts; `train` and a gain pass through the call."""
+
+    hidden: int = 16
+    out: int = 4
+    p: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, gain=4.0, *, train=False):
+        x = LIF()(gain * nn.Dense(self.hidden)(x))
+        x = sd.Dropout(self.p)(x, deterministic=not train)
+        x = LIF()(gain * nn.Dense(self.out)(x))
+        return sd.Dropout(self.p, name="last")(x, deterministic=not train)
+
+
+def loop(
+    model, variables, x_seq, *args, rngs=None, fold=False, mutable=("state",), **kwargs
+):
+    """The simulation written by hand: one `apply` a step, the state passed on."""
+    variables, outputs = dict(variables), []
+    if fold:
+        state = sd.init_state(model, variables, x_seq[0], *args, rngs=rngs, **kwargs)
+        variables["state"] = state
+    for t, x in enumerate(x_seq):
+        keys = (
+            {name: jax.random.fold_in(key, t) for name, key in rngs.items()}
+            if fold
+            else rngs
+        )
+        y, updated = model.apply(
+            variables, x, *args, rngs=keys, mutable=list(mutable), **kwargs
+        )
+        variables |= updated
+        outputs.append(y)
+    return jnp.stack(outputs), {
+        name: variables[name] for name in mutable if name in variables
+    }

@@ -1,0 +1,116 @@
+"""The public face: names, documentation, imports, and who may know whom."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import snn_dropout as sd
+from snn_dropout import functional
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "snn_dropout"
+
+
+def test_importing_is_silent_and_brings_jax_and_flax_only():
+    program = (
+        "import sys, jax, flax.linen; before = set(sys.modules)\n"
+        "import snn_dropout\n"
+        "print({name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert run.stderr == ""
+    assert ast.literal_eval(run.stdout) <= {"snn_dropout", "jax", "flax"}
+
+
+# What each part may know of the package, from the bottom up.
+MAY_IMPORT = {
+    "_checks": set(),
+    "functional": {"_checks", "functional"},
+    "state": {"_checks", "functional"},
+    "layers": {"_checks", "functional", "state", "layers"},
+    "_scopes": {"_checks", "state"},
+    "time": {"_checks", "state", "_scopes"},
+}
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_point_one_way(part):
+    folder = PACKAGE / part
+    files = folder.glob("*.py") if folder.is_dir() else [PACKAGE / f"{part}.py"]
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names = [f"{module}.{alias.name}" for alias in node.names]
+            for name in names:
+                if name.startswith("snn_dropout"):
+                    assert name.split(".")[1] in MAY_IMPORT[part], f"{file.name}: {name}"
+                if part in ("_checks", "functional"):
+                    assert not name.startswith("flax"), f"{file.name}: {name}"
+
+
+PUBLIC = [(sd, name) for name in sd.__all__ if name != "functional"] + [
+    (functional, name) for name in functional.__all__
+]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+def test_every_public_name_is_documented_with_an_example(module, name):
+    documentation = inspect.getdoc(getattr(module, name))
+    assert ">>>" in documentation
+    assert "Args:" in documentation or "Attributes:" in documentation
+    assert name in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+def test_every_public_signature_is_annotated(module, name):
+    item = getattr(module, name)
+    functions = [item] if inspect.isfunction(item) else [item.__call__]
+    for function in functions:
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not inspect.Signature.empty
+        for parameter in list(signature.parameters.values()):
+            assert parameter.name == "self" or parameter.annotation is not parameter.empty
+
+
+def test_defaults_are_those_of_the_specification():
+    assert sd.Dropout().p == 0.5
+    assert {sd.Dropout1d().p, sd.Dropout2d().p, sd.Dropout3d().p, sd.DropPath().p} == {0.2}
+    assert sd.Dropout(0.1, "m") == sd.Dropout(p=0.1, step_mode="m")
+
+
+def test_spikingjellys_methods_are_callable_through_apply():
+    rngs = {"dropout": jax.random.key(0)}
+    x_seq = jnp.ones((4, 2, 8))
+    for mode in ("s", "m"):
+        layer = sd.Dropout(0.5, mode)
+        mask, updated = layer.apply(
+            {}, x_seq[0], rngs=rngs, method="create_mask", mutable=["state"]
+        )
+        assert updated == {"state": {"mask": mask}}
+        y = layer.apply(updated, x_seq[0], False, method="single_step_forward")
+        assert ((y != 0) == mask).all()
+        y_seq = layer.apply(updated, x_seq, False, method="multi_step_forward")
+        assert ((y_seq != 0) == mask[None]).all()
+    for quiet in (sd.Dropout(0.0), sd.Dropout(0.5, deterministic=True)):
+        mask, updated = quiet.apply({}, x_seq[0], method="create_mask", mutable=["state"])
+        assert mask.all()
+        assert updated == {}
+    mask, variables = sd.Dropout().init_with_output(rngs, x_seq[0], method="create_mask")
+    assert mask.all()
+    assert variables == {}

@@ -1,0 +1,240 @@
+"""Bad input: every error names the argument, the rule, what was given and the remedy."""
+
+import copy
+import pickle
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import snn_dropout as sd
+from tests.laws.catalogue import ROWS, every_row
+
+KEY = jax.random.key(0)
+RNGS = {"dropout": KEY}
+
+
+def fails_and_stores_nothing(layer, x, error, match, state=None, **kwargs):
+    """Calls a layer that must raise, and looks that the given state is as it was."""
+    variables = {"state": dict(state or {})}
+    with pytest.raises(error, match=match):
+        layer.apply(variables, x, mutable=["state"], **{"rngs": RNGS, **kwargs})
+    assert variables == {"state": dict(state or {})}
+
+
+@every_row
+@pytest.mark.parametrize(
+    ("p", "error", "match"),
+    [
+        (-0.1, ValueError, r"`p` must be in \[0, 1\].*got -0\.1.*`p=0\.5`"),
+        (1.0000001, ValueError, r"`p` must be in \[0, 1\].*got 1\.0000001"),
+        (float("nan"), ValueError, r"`p` must be in \[0, 1\].*got nan"),
+        (256, ValueError, r"`p` must be in \[0, 1\].*got 256"),
+        ("0.5", TypeError, r"`p` must be a Python number.*got '0\.5' of type str"),
+        (None, TypeError, r"`p` must be a Python number.*got None"),
+        (True, TypeError, r"`p` must be a Python number.*got True of type bool"),
+        (jnp.float32(0.5), TypeError, r"`p` must be a Python number.*write for example"),
+    ],
+)
+def test_p_is_a_static_number_from_0_to_1(row, p, error, match):
+    with pytest.raises(error, match=match):
+        row.make(p=p)
+
+
+@every_row
+def test_p_can_not_be_traced(row):
+    with pytest.raises(TypeError, match=r"`p` must be a static .*traced.*static_argnames"):
+        jax.jit(lambda p: row.make(p=p).apply({}, row.x_seq()[0], True))(0.5)
+
+
+@pytest.mark.parametrize("p", [np.float32(0.5), np.float64(0.5), 1, 0])
+def test_numpy_scalars_and_integers_are_numbers(p):
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    layer = sd.Dropout(p, "m", deterministic=False)
+    assert layer.apply({}, x, rngs=RNGS).dtype == jnp.bfloat16
+
+
+@every_row
+@pytest.mark.parametrize("step_mode", ["x", None, "S", 1])
+def test_step_mode_is_s_or_m(row, step_mode):
+    with pytest.raises(ValueError, match=r"`step_mode` must be 's'.*or 'm'.*but got"):
+        row.make(step_mode=step_mode)
+
+
+@pytest.mark.parametrize("channel_axis", [0, 4, -4, 1.0, True, None])
+def test_channel_axis_is_an_axis_of_one_step_other_than_the_batch(channel_axis):
+    with pytest.raises(ValueError, match=r"`channel_axis` must be .*of 4 axes.*write -1"):
+        sd.Dropout2d(channel_axis=channel_axis)
+
+
+@pytest.mark.parametrize("channel_axis", [1, 2, 3, -1, -2, -3])
+def test_every_other_axis_can_be_the_channel(channel_axis):
+    layer = sd.Dropout2d(0.5, channel_axis=channel_axis, deterministic=False)
+    x = jnp.ones((2, 3, 4, 5))
+    _, updated = layer.apply({}, x, rngs=RNGS, mutable=["state"])
+    expected = [2, 1, 1, 1]
+    expected[channel_axis] = x.shape[channel_axis]
+    assert updated["state"]["mask"].shape == tuple(expected)
+
+
+RANKS = {sd.Dropout1d: 3, sd.Dropout2d: 4, sd.Dropout3d: 5}
+
+
+@pytest.mark.parametrize("layer", RANKS)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_wrong_rank_names_the_mode_that_was_probably_meant(layer, step_mode, deterministic):
+    rank = RANKS[layer] + (step_mode == "m")
+    other = "m" if step_mode == "s" else "s"
+    probable = rank + (1 if step_mode == "s" else -1)
+    for given in range(7):
+        if given == rank:
+            continue
+        shape = (2,) * given
+        remedy = f"use `step_mode='{other}'`" if given == probable else "reshape it"
+        name = "x" if step_mode == "s" else "x_seq"
+        fails_and_stores_nothing(
+            layer(0.5, step_mode),
+            jnp.ones(shape),
+            ValueError,
+            rf"`{name}` of {layer.__name__} must be \[.*step_mode='{step_mode}'.*{remedy}",
+            deterministic=deterministic,
+        )
+
+
+def test_the_rank_error_shows_the_layout():
+    with pytest.raises(
+        ValueError, match=r"must be \[N, C, H, W\].*looks like \[T, N, C, H, W\]"
+    ):
+        sd.Dropout2d(channel_axis=1).apply({}, jnp.ones((2,) * 5), True)
+
+
+def test_drop_path_and_multi_step_mode_need_their_axes():
+    with pytest.raises(ValueError, match=r"`x` of DropPath must be \[N, \.\.\.\]"):
+        sd.DropPath().apply({}, jnp.float32(1), True)
+    with pytest.raises(
+        ValueError, match=r"`x_seq` of DropPath must be \[T, N.*step_mode='s'"
+    ):
+        sd.DropPath(step_mode="m").apply({}, jnp.ones(3), True)
+    with pytest.raises(
+        ValueError, match=r"`x_seq` of Dropout must be \[T, N.*step_mode='s'"
+    ):
+        sd.Dropout(step_mode="m").apply({}, jnp.float32(1), True)
+
+
+def test_what_is_no_array_raises():
+    with pytest.raises(
+        TypeError, match=r"`x` must be an array, but got list.*jnp\.asarray"
+    ):
+        sd.Dropout().apply({}, [1.0, 2.0], True)
+    assert sd.Dropout(deterministic=True).apply({}, np.ones((2, 3))).dtype == np.float64
+
+
+@every_row
+def test_a_missing_stream_names_the_stream(row):
+    for rngs in (None, {"params": KEY}):
+        for step_mode in ("s", "m"):
+            layer = row.layer(step_mode, deterministic=False, rng_collection="noise")
+            x = row.x_seq() if step_mode == "m" else row.x_seq()[0]
+            fails_and_stores_nothing(
+                layer,
+                x,
+                flax.errors.InvalidRngError,
+                r"state/mask needs the stream 'noise'.*rngs=\{'noise': key\}",
+                rngs=rngs,
+            )
+
+
+@every_row
+def test_state_not_mutable_in_single_step_mode(row):
+    with pytest.raises(
+        RuntimeError, match=r"'state' must be mutable.*mutable=\['state'\].*init_state"
+    ):
+        row.layer().apply({}, row.x_seq()[0], False, rngs=RNGS)
+
+
+@every_row
+def test_a_stored_mask_of_another_batch_names_both_shapes(row):
+    x = row.x_seq()[0]
+    _, one = row.layer().apply({}, x[:1], False, rngs=RNGS, mutable=["state"])
+    _, all_ = row.layer().apply({}, x, False, rngs=RNGS, mutable=["state"])
+    for state, given in ((one["state"], x), (all_["state"], x[:1])):
+        fails_and_stores_nothing(
+            row.layer(deterministic=False),
+            given,
+            ValueError,
+            rf"must fit the input.*\({len(state['mask'])}, .*needs shape \({len(given)}, ",
+            state=state,
+        )
+
+
+@every_row
+def test_deterministic_is_given_once(row):
+    x = row.x_seq()[0]
+    with pytest.raises(ValueError, match=r"\"deterministic\" must be passed"):
+        row.layer().apply({}, x)
+    with pytest.raises(ValueError, match=r"\"deterministic\" was passed .*just once"):
+        row.layer(deterministic=True).apply({}, x, True)
+    with pytest.raises(
+        TypeError, match=r"`deterministic` must be a static.*static_argnames"
+    ):
+        jax.jit(lambda flag: row.layer().apply({}, x, flag))(True)
+
+
+def test_errors_say_where_the_layer_is():
+    class Deep(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Sequential([sd.Dropout(deterministic=False)], name="block")(x)
+
+    model = nn.Sequential([Deep(name="deep")])
+    with pytest.raises(RuntimeError, match=r"a mask at state/.*/mask"):
+        model.apply({}, jnp.ones((2, 3)), rngs=RNGS)
+
+
+@pytest.mark.parametrize("run", ["simulate", "MultiStep"])
+def test_x_seq_has_a_time_axis(run):
+    def simulate(x_seq):
+        layer = sd.Dropout(deterministic=True)
+        if run == "simulate":
+            return sd.simulate(layer, {}, x_seq)
+        return sd.MultiStep(layer).apply({}, x_seq)
+
+    with pytest.raises(ValueError, match=r"`x_seq` must have a time axis.*`x_seq\[None\]`"):
+        simulate(jnp.float32(1))
+    with pytest.raises(ValueError, match=r"`x_seq` must hold at least one array"):
+        simulate({})
+    with pytest.raises(TypeError, match=r"`x_seq` must be an array, but got float"):
+        simulate([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"same number of time steps, but got \[2, 3\]"):
+        simulate((jnp.ones((2, 1)), jnp.ones((3, 1))))
+
+
+def test_mutable_names_collections_to_carry():
+    layer, x_seq = sd.Dropout(deterministic=True), jnp.ones((2, 3))
+    for mutable in (True, None, 3, [3]):
+        with pytest.raises(
+            TypeError, match=r"`mutable` must name .*mutable=\['batch_stats'\]"
+        ):
+            sd.simulate(layer, {}, x_seq, mutable=mutable)
+    for mutable in ("params", ["params", "carry"]):
+        with pytest.raises(
+            ValueError, match=r"`mutable` must not hold 'params'.*leave it out"
+        ):
+            sd.simulate(layer, {}, x_seq, mutable=mutable)
+
+
+def test_layers_can_be_cloned_pickled_hashed_and_printed():
+    for row in ROWS:
+        layer = row.layer("m")
+        for again in (
+            layer.clone(),
+            copy.deepcopy(layer),
+            pickle.loads(pickle.dumps(layer)),
+        ):
+            assert again == layer
+            assert hash(again) == hash(layer)
+        assert f"p = {row.p}" in repr(layer)

@@ -1,0 +1,21 @@
+"""The README's code blocks run as printed, in order, each in the names of those before."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_python_block_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 4
+    names = {"__name__": "readme"}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"README.md, block {number}", "exec"), names)
+
+
+def test_continuous_integration_calls_the_command_that_is_printed():
+    assert "\npython -m pytest\n" in README
+    assert "python -m pytest\n" in (ROOT / ".ci" / "run").read_text()
+    assert (ROOT / "examples" / "train_digits.py").name in README

@@ -1,0 +1,381 @@
+"""`simulate` and `MultiStep`: any single-step module, in every place that users put it."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import snn_dropout as sd
+from tests.neurons import LIF, Net, loop
+
+KEY = jax.random.key(7)
+RNGS = {"dropout": KEY}
+
+
+@pytest.fixture(scope="module")
+def x_seq():
+    return jax.random.normal(jax.random.key(3), (5, 3, 8))
+
+
+class Inline(nn.Module):
+    @nn.compact
+    def __call__(self, x_seq, train=False):
+        layers = nn.Sequential(
+            [nn.Dense(16), lambda x: 4 * x, LIF(), sd.Dropout(0.5, deterministic=not train)]
+        )
+        hidden = sd.MultiStep(layers)(x_seq)
+        return sd.MultiStep(Net(name="net"))(hidden, train=train)
+
+
+class InlineSingleStep(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        layers = nn.Sequential(
+            [nn.Dense(16), lambda x: 4 * x, LIF(), sd.Dropout(0.5, deterministic=not train)]
+        )
+        return Net(name="net")(layers(x), train=train)
+
+
+class InSetup(nn.Module):
+    def setup(self):
+        self.net = Net()
+        self.over_time = sd.MultiStep(self.net)
+
+    def __call__(self, x_seq, train=False):
+        return self.over_time(x_seq, train=train)
+
+
+class InSetupSingleStep(nn.Module):
+    def setup(self):
+        self.net = Net()
+
+    def __call__(self, x, train=False):
+        return self.net(x, train=train)
+
+
+def sequential():
+    drop = sd.Dropout(0.5, deterministic=False)
+    return nn.Sequential([nn.Sequential([nn.Dense(6), lambda x: 4 * x, LIF()]), drop])
+
+
+class InSetupSequential(nn.Module):
+    def setup(self):
+        self.layers = sd.MultiStep(sequential())
+
+    def __call__(self, x_seq):
+        return self.layers(x_seq)
+
+
+class InSetupSequentialSingleStep(nn.Module):
+    def setup(self):
+        self.layers = sequential()
+
+    def __call__(self, x):
+        return self.layers(x)
+
+
+class Rematerialised(nn.Module):
+    @nn.compact
+    def __call__(self, x_seq, train=False):
+        return nn.remat(Inline, static_argnums=2)(name="inner")(x_seq, train)
+
+
+class RematerialisedSingleStep(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return InlineSingleStep(name="inner")(x, train)
+
+
+PAIRS = {
+    "alone": (sd.MultiStep(Net()), Net()),
+    "alone, of a Sequential": (sd.MultiStep(sequential()), sequential()),
+    "in setup, of a Sequential": (InSetupSequential(), InSetupSequentialSingleStep()),
+    "inline in a compact method": (Inline(), InlineSingleStep()),
+    "in setup": (InSetup(), InSetupSingleStep()),
+    "inside nn.remat": (Rematerialised(), RematerialisedSingleStep()),
+}
+
+
+@pytest.fixture(params=PAIRS, scope="module")
+def pair(request):
+    return PAIRS[request.param], {} if "Sequential" in request.param else {"train": True}
+
+
+def test_multistep_is_transparent(pair, x_seq):
+    (whole, single), _ = pair
+    chex.assert_trees_all_equal(whole.init(KEY, x_seq), single.init(KEY, x_seq[0]))
+    y_seq = jax.eval_shape(lambda x: whole.init_with_output(KEY, x)[0], x_seq)
+    assert y_seq.shape[:2] == (5, 3)
+
+
+@pytest.mark.parametrize("mode", ["eager", "jit"])
+def test_multistep_equals_the_loop(pair, x_seq, mode):
+    (whole, single), train = pair
+    variables = single.init(KEY, x_seq[0])
+    wrap = jax.jit if mode == "jit" else lambda f: f
+    y_loop, updated_loop = loop(single, variables, x_seq, rngs=RNGS, **train)
+    y_seq, updated = wrap(
+        lambda v: whole.apply(v, x_seq, rngs=RNGS, mutable=["state"], **train)
+    )(variables)
+    np.testing.assert_array_equal(y_seq, y_loop)
+    chex.assert_trees_all_equal(updated, updated_loop)
+    # Without a mutable state, or any state: the same masks and outputs.
+    for given in (variables, {"params": variables.get("params", {})}):
+        alone = wrap(lambda v: whole.apply(v, x_seq, rngs=RNGS, **train))(given)
+        np.testing.assert_array_equal(alone, y_loop)
+
+
+def test_multistep_gradients_equal_those_of_the_loop(pair, x_seq):
+    (whole, single), train = pair
+    variables = single.init(KEY, x_seq[0])
+
+    def loss(run):
+        return lambda params, x: (run({**variables, "params": params}, x) ** 2).sum()
+
+    params = variables.get("params", {})
+    grads = [
+        jax.grad(loss(run), argnums=(0, 1))(params, x_seq)
+        for run in (
+            lambda v, x: loop(single, v, x, rngs=RNGS, **train)[0],
+            lambda v, x: whole.apply(v, x, rngs=RNGS, **train),
+            jax.checkpoint(lambda v, x: whole.apply(v, x, rngs=RNGS, **train)),
+        )
+    ]
+    for grad in grads[1:]:
+        chex.assert_trees_all_close(grad, grads[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_shared_instance_shares_weights_masks_and_membranes(x_seq):
+    class Shared(nn.Module):
+        def setup(self):
+            self.core = Net(out=8)
+            self.over_time = sd.MultiStep(self.core)
+
+        def __call__(self, x_seq):
+            first = self.over_time(x_seq, train=True)
+            return self.over_time(first, train=True), self.core(x_seq[0], train=True)
+
+    class ByHand(nn.Module):
+        def setup(self):
+            self.core = Net(out=8)
+
+        def __call__(self, x_seq):
+            first = jnp.stack([self.core(x, train=True) for x in x_seq])
+            second = jnp.stack([self.core(x, train=True) for x in first])
+            return second, self.core(x_seq[0], train=True)
+
+    variables = ByHand().init(KEY, x_seq)
+    chex.assert_trees_all_equal(Shared().init(KEY, x_seq)["params"], variables["params"])
+    params = {"params": variables["params"]}
+    zero = jax.tree.map(jnp.zeros_like, variables["state"])
+    runs = [
+        model.apply({**params, "state": zero}, x_seq, rngs=RNGS, mutable=["state"])
+        for model in (Shared(), ByHand())
+    ]
+    chex.assert_trees_all_equal(*runs)
+
+
+def test_inside_nn_vmap_each_row_has_its_own_mask(x_seq):
+    class Mapped(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            mapped = nn.vmap(
+                lambda module, x: module(x, train=True),
+                in_axes=1,
+                out_axes=1,
+                variable_axes={"params": None, "state": 0},
+                split_rngs={"params": False, "dropout": True},
+            )
+            return mapped(Inline(name="inner"), x_seq)
+
+    variables = Mapped().init(KEY, x_seq)
+    y_seq, updated = Mapped().apply(variables, x_seq, rngs=RNGS, mutable=["state"])
+    mask = updated["state"]["inner"]["Dropout_0"]["mask"]
+    assert mask.shape == (3, 16)
+    assert not (mask[0] == mask[1]).all()
+    alone = Mapped().apply({"params": variables["params"]}, x_seq, rngs=RNGS)
+    np.testing.assert_array_equal(alone, y_seq)
+
+
+def test_nested_simulations_hold_one_mask(x_seq):
+    nested = sd.MultiStep(sd.MultiStep(Net()))
+    chunks = jnp.stack([x_seq, -x_seq])
+    variables = nested.init(KEY, chunks)
+    chex.assert_trees_all_equal(variables, Net().init(KEY, x_seq[0]))
+    flat = chunks.reshape(10, 3, 8)
+    whole, updated = sd.simulate(Net(), variables, flat, train=True, rngs=RNGS)
+    y, kept = nested.apply(variables, chunks, train=True, rngs=RNGS, mutable=["state"])
+    np.testing.assert_array_equal(y.reshape(whole.shape), whole)
+    chex.assert_trees_all_equal(kept, updated)
+    np.testing.assert_array_equal(nested.apply(variables, chunks, train=True, rngs=RNGS), y)
+
+
+def test_a_module_whose_child_is_called_module(x_seq):
+    class Wrapper(nn.Module):
+        def setup(self):
+            self.module = Net()
+
+        def __call__(self, x):
+            return self.module(x, train=True)
+
+    variables = Wrapper().init(KEY, x_seq[0])
+    chex.assert_trees_all_equal(sd.MultiStep(Wrapper()).init(KEY, x_seq), variables)
+    y_loop, _ = loop(Wrapper(), variables, x_seq, rngs=RNGS)
+    np.testing.assert_array_equal(
+        sd.simulate(Wrapper(), variables, x_seq, rngs=RNGS)[0], y_loop
+    )
+
+
+def test_batch_stats_are_carried_and_returned(x_seq):
+    class Normalised(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(6)(x))
+            return sd.Dropout(0.5)(LIF()(4 * x), deterministic=not train)
+
+    variables = Normalised().init(KEY, x_seq[0], False)
+    for start in (variables, {"params": variables["params"]}):
+        y_seq, updated = sd.simulate(
+            Normalised(), start, x_seq, True, rngs=RNGS, mutable=["batch_stats"]
+        )
+        y_loop, updated_loop = loop(
+            Normalised(),
+            variables,
+            x_seq,
+            True,
+            rngs=RNGS,
+            mutable=("state", "batch_stats"),
+        )
+        np.testing.assert_allclose(y_seq, y_loop, rtol=1e-6)
+        chex.assert_trees_all_close(updated, updated_loop, rtol=1e-5)
+    # In inference they are constants, and need not be mutable.
+    given = {**variables, "batch_stats": updated["batch_stats"]}
+    y_seq, mutated = sd.simulate(Normalised(), given, x_seq, False)
+    assert mutated.keys() == {"state"}
+    np.testing.assert_allclose(y_seq, loop(Normalised(), given, x_seq, False)[0], rtol=1e-6)
+
+
+def test_constant_collections_are_read(x_seq):
+    class Constant(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            gain = self.variable("constants", "gain", jnp.ones, ())
+            return LIF()(gain.value * x)
+
+    y_seq, _ = sd.simulate(Constant(), {"constants": {"gain": jnp.float32(4)}}, x_seq)
+    np.testing.assert_array_equal(y_seq, sd.simulate(LIF(), {}, 4 * x_seq)[0])
+
+
+def test_what_is_sown_is_stacked_over_time(x_seq):
+    class Probed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            spikes = LIF()(4 * x)
+            self.sow("intermediates", "spikes", spikes)
+            return spikes.mean(-1)
+
+    _, updated = sd.simulate(Probed(), {}, x_seq, mutable=["intermediates"])
+    (spikes,) = updated["intermediates"]["spikes"]
+    np.testing.assert_array_equal(spikes, sd.simulate(LIF(), {}, 4 * x_seq)[0])
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            over_time = sd.MultiStep(Probed())
+            return over_time(x_seq), over_time(-x_seq)
+
+    _, updated = Twice().apply({}, x_seq, mutable=["intermediates"])
+    assert len(updated["intermediates"]["Probed_0"]["spikes"]) == 2
+
+
+def test_arguments_of_any_number_and_kind_pass_through(x_seq):
+    class Many(nn.Module):
+        @nn.compact
+        def __call__(self, x, scale, *shifts, mode, time_step=0.0, targets=None):
+            assert mode == "a string"
+            return LIF()(x["signal"] * scale + sum(shifts) + time_step + targets)
+
+    args = (jnp.float32(4), 1.0, jnp.ones((3, 8)))
+    kwargs = {"mode": "a string", "time_step": 1.0, "targets": jnp.ones((3, 8))}
+    y_seq, _ = sd.simulate(Many(), {}, {"signal": x_seq}, *args, **kwargs)
+    expected, _ = sd.simulate(LIF(), {}, 4 * x_seq + 4)
+    np.testing.assert_allclose(y_seq, expected)
+    y_seq = sd.MultiStep(Many()).apply({}, {"signal": x_seq}, *args, **kwargs)
+    np.testing.assert_allclose(y_seq, expected)
+
+
+@pytest.mark.parametrize("step_mode", ["m", "simulate", "MultiStep"])
+def test_zero_time_steps_give_an_empty_output(step_mode):
+    x_seq = jnp.ones((0, 3, 8))
+    layer = sd.Dropout(0.5, "m" if step_mode == "m" else "s", deterministic=False)
+    if step_mode == "simulate":
+        y_seq, _ = sd.simulate(layer, {}, x_seq, rngs=RNGS)
+    else:
+        model = layer if step_mode == "m" else sd.MultiStep(layer)
+        y_seq = model.apply({}, x_seq, rngs=RNGS)
+    assert y_seq.shape == (0, 3, 8)
+
+
+def test_no_retrace_on_the_second_batch(x_seq):
+    traces = []
+
+    @jax.jit
+    def run(params, x_seq, key):
+        traces.append(None)
+        return sd.simulate(
+            Net(), {"params": params}, x_seq, train=True, rngs={"dropout": key}
+        )
+
+    params = Net().init(KEY, x_seq[0])["params"]
+    for seed in range(3):
+        run(params, x_seq + seed, jax.random.key(seed))
+    assert len(traces) == 1
+    run(params, x_seq[:2], KEY)
+    assert len(traces) == 2, "another number of steps is another program"
+
+
+class DroppedLSTM(nn.RNNCellBase):
+    """Variational dropout (Gal and Ghahramani 2016) on the input and the output."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, carry, x):
+        carry, y = nn.LSTMCell(self.features)(
+            carry, sd.Dropout(0.5, name="input")(x, False)
+        )
+        return carry, sd.Dropout(0.5, name="output")(y, False)
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        cell = nn.LSTMCell(self.features, parent=None)
+        return cell.initialize_carry(rng, input_shape)
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+def test_held_masks_inside_nn_rnn_over_a_recurrent_cell(x_seq):
+    cell = DroppedLSTM(6)
+    rnn = nn.RNN(
+        cell,
+        time_major=True,
+        variable_broadcast=("params", "state"),
+        split_rngs={"params": False, "dropout": False},
+    )
+    variables = rnn.init(KEY, x_seq)
+    assert variables.keys() == {"params"}
+    y_seq, updated = rnn.apply(variables, x_seq, rngs=RNGS, mutable=["state"])
+    masks = updated["state"]["cell"]
+    assert {name: leaf["mask"].shape for name, leaf in masks.items()} == {
+        "input": (3, 8),
+        "output": (3, 6),
+    }
+    dropped = jnp.broadcast_to(~masks["output"]["mask"], y_seq.shape)
+    np.testing.assert_array_equal(y_seq[dropped], 0)
+    # The same masks once more, now given: nothing is drawn.
+    again = rnn.apply({**variables, **updated}, x_seq)
+    np.testing.assert_array_equal(again, y_seq)
