@@ -5,6 +5,7 @@ step averages itself away; here it is drawn once per simulation and held.
 
 * ``Dropout``, ``Dropout1d``, ``Dropout2d``, ``Dropout3d``, ``DropPath``: linen
   layers, for single steps ``[N, ...]`` or all steps ``[T, N, ...]``;
+* ``DropConnectLinear``: a linear layer that loses connections, and its inference;
 * ``simulate``, ``MultiStep``: any single-step module over time, by ``lax.scan``;
 * ``init_state``, ``reset_masks``, ``reset_rows``: the collection ``"state"``;
 * ``functional``: the pure functions below, for any module system.
@@ -13,6 +14,7 @@ Who creates, reads, replaces and drops a mask is said in ``snn_dropout.state``.
 """
 
 from snn_dropout import functional as functional
+from snn_dropout.layers import DropConnectLinear as DropConnectLinear
 from snn_dropout.layers import Dropout as Dropout
 from snn_dropout.layers import Dropout1d as Dropout1d
 from snn_dropout.layers import Dropout2d as Dropout2d
@@ -27,6 +29,7 @@ from snn_dropout.time import simulate as simulate
 __version__ = "0.1.0"
 
 __all__ = [
+    "DropConnectLinear",
     "DropPath",
     "Dropout",
     "Dropout1d",

@@ -103,14 +103,19 @@ def check_rank(
     )
 
 
-def check_mask_fits(mask: Any, shape: Sequence[int]) -> None:
-    """Raises unless ``mask`` is bool and broadcasts to ``shape`` without growing it."""
+def check_mask_is_bool(mask: Any) -> None:
+    """Raises unless ``mask`` is a bool array."""
     check_is_array("mask", mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(
             f"`mask` must be bool (True = kept), but got {mask.dtype}; write "
             f"`mask.astype(bool)`."
         )
+
+
+def check_mask_fits(mask: Any, shape: Sequence[int]) -> None:
+    """Raises unless ``mask`` is bool and broadcasts to ``shape`` without growing it."""
+    check_mask_is_bool(mask)
     trailing = tuple(shape)[len(shape) - mask.ndim :]
     fits = mask.ndim <= len(shape) and all(
         m in (1, s) for m, s in zip(mask.shape, trailing, strict=True)

@@ -244,8 +244,8 @@ def held(
         leak out of a raw JAX transform.
       flax.errors.InvalidRngError: the stream is missing.
     """
-    collection, stream = module.state_collection, module.rng_collection
-    where = _name((collection, *module.path, name))
+    collection = module.state_collection
+    where = path_of(module, name)
     if module.has_variable(collection, name):
         stored: jax.Array = module.get_variable(collection, name)
         _checks.check_stored_mask(where, stored, shape, dtype)
@@ -260,12 +260,6 @@ def held(
             f"state on, or start from `init_state(...)`; for inference, "
             f"`deterministic=True`."
         )
-    if not module.has_rng(stream):
-        raise errors.InvalidRngError(
-            f"Drawing the mask {where} needs the stream '{stream}', but `rngs` has none "
-            f"of that name; call `apply(..., rngs={{'{stream}': key}})`, or pass "
-            f"`deterministic=True` for inference."
-        )
     if kept and module.scope.root.trace_level != tracers.current_trace():
         raise RuntimeError(
             f"The mask {where} must not be drawn inside a raw JAX transform within a "
@@ -273,10 +267,39 @@ def held(
             f"as a tracer. Use the lifted transform (`nn.scan`, `nn.vmap`, `nn.jit`) or "
             f"`MultiStep`, or make the state first with `init_state(...)`."
         )
-    mask = draw(module.make_rng(stream))
+    mask = draw(fresh_key(module, f"the mask {where}"))
     if kept:
         module.put_variable(collection, name, mask)
     return mask
+
+
+def fresh_key(module: Any, purpose: str) -> jax.Array:
+    """Takes a key from the stream of a layer.
+
+    Args:
+      module: a bound layer with ``rng_collection``.
+      purpose: what the key is for, in words.
+
+    Returns:
+      A new key at each call.
+
+    Raises:
+      flax.errors.InvalidRngError: the stream is missing; Flax would fall back to that
+        of the parameters.
+    """
+    stream = module.rng_collection
+    if not module.has_rng(stream):
+        raise errors.InvalidRngError(
+            f"Drawing {purpose} needs the stream '{stream}', but `rngs` has none of that "
+            f"name; call `apply(..., rngs={{'{stream}': key}})`."
+        )
+    key: jax.Array = module.make_rng(stream)
+    return key
+
+
+def path_of(module: Any, *names: str) -> str:
+    """Returns where a layer keeps its state, in words."""
+    return _name((module.state_collection, *module.path, *names))
 
 
 def to_leaves(collection: Mapping[str, Any]) -> Leaves:

@@ -1,19 +1,16 @@
 """Whole simulations: any single-step linen module over time, on ``jax.lax.scan``."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import DenyList, Scope
-from flax.core.scope import CollectionFilter, in_filter, subtract_filters, union_filters
-from flax.linen.transforms import decorator_lift_transform
+from flax.core import Scope
 
 from snn_dropout._checks import check_mutable, check_time_axis
-from snn_dropout._scopes import SOWN, PureStep
-from snn_dropout.state import Leaves, first_state
+from snn_dropout._simulation import first_step, lift, over_time
 
 
 class MultiStep(nn.Module):
@@ -81,13 +78,11 @@ class MultiStep(nn.Module):
         """
         steps = check_time_axis(x_seq)
         if self.is_initializing():
-            y = self.module(_first(x_seq), *args, **kwargs)
+            y = self.module(first_step(x_seq), *args, **kwargs)
             return jax.tree.map(lambda y: jnp.broadcast_to(y, (steps, *jnp.shape(y))), y)
 
-        def over_time(function: Callable[..., Any]) -> Callable[..., Any]:
-            return partial(_over_time, self.state_collections, function)
-
-        return decorator_lift_transform(over_time, _step)(self, x_seq, *args, **kwargs)
+        run = lift(partial(over_time, self.state_collections), _step)
+        return run(self, x_seq, *args, **kwargs)
 
 
 def simulate(
@@ -161,54 +156,3 @@ def _bind(module: nn.Module, scope: Scope) -> None:
 
 def _step(multi_step: MultiStep, x: Any, *args: Any, **kwargs: Any) -> Any:
     return multi_step.module(x, *args, **kwargs)
-
-
-def _over_time(
-    state_collections: tuple[str, ...],
-    function: Callable[..., Any],
-    scopes: list[Scope],
-    x_seq: Any,
-    /,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    pure_step = PureStep(function, scopes)
-    written = union_filters(
-        subtract_filters(pure_step.mutable, "params"), state_collections
-    )
-    carried = subtract_filters(written, SOWN)
-
-    def ahead(leaves: Leaves, *, initializing: bool) -> Leaves:
-        step_args, mutable = (_first(x_seq), *args), DenyList("params")
-        _, after = pure_step(
-            leaves, step_args, kwargs, mutable=mutable, initializing=initializing
-        )
-        return _only(after, carried)
-
-    def step(leaves: Leaves, inputs: tuple[jax.Array, Any]) -> tuple[Leaves, Any]:
-        time_step, x = inputs
-        y, after = pure_step(
-            leaves, (x, *args), kwargs, mutable=written, time_step=time_step
-        )
-        return _only(after, carried), (y, _only(after, SOWN))
-
-    start = first_state(ahead, pure_step.leaves(carried))
-    time_steps = jnp.arange(check_time_axis(x_seq))
-    last, (y_seq, sown) = jax.lax.scan(step, start, (time_steps, x_seq))
-    before = pure_step.leaves(SOWN)
-    pure_step.write(
-        last | {path: before.get(path, ()) + leaf for path, leaf in sown.items()}
-    )
-    return y_seq
-
-
-def _only(leaves: Leaves, collections: CollectionFilter) -> Leaves:
-    return {path: leaf for path, leaf in leaves.items() if in_filter(collections, path[1])}
-
-
-def _first(x_seq: Any) -> Any:
-    def first(x: jax.Array) -> jax.Array:
-        # A simulation of no steps still has a step's shape.
-        return x[0] if x.shape[0] else jnp.zeros(x.shape[1:], x.dtype)
-
-    return jax.tree.map(first, x_seq)

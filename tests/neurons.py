@@ -71,22 +71,31 @@ class Net(nn.Module):
 
 
 def loop(
-    model, variables, x_seq, *args, rngs=None, fold=False, mutable=("state",), **kwargs
+    model,
+    variables,
+    x_seq,
+    *args,
+    rngs=None,
+    fold=False,
+    mutable=("state",),
+    jit=False,
+    **kwargs,
 ):
     """The simulation written by hand: one `apply` a step, the state passed on."""
+
+    def step(variables, x, rngs):
+        return model.apply(variables, x, *args, rngs=rngs, mutable=list(mutable), **kwargs)
+
+    step = jax.jit(step) if jit else step
     variables, outputs = dict(variables), []
     if fold:
         state = sd.init_state(model, variables, x_seq[0], *args, rngs=rngs, **kwargs)
         variables["state"] = state
     for t, x in enumerate(x_seq):
-        keys = (
-            {name: jax.random.fold_in(key, t) for name, key in rngs.items()}
-            if fold
-            else rngs
-        )
-        y, updated = model.apply(
-            variables, x, *args, rngs=keys, mutable=list(mutable), **kwargs
-        )
+        keys = rngs
+        if fold and rngs:
+            keys = {name: jax.random.fold_in(key, t) for name, key in rngs.items()}
+        y, updated = step(variables, x, keys)
         variables |= updated
         outputs.append(y)
     return jnp.stack(outputs), {

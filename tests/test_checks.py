@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
-from tests.laws.catalogue import ROWS, every_row
+from tests.laws.catalogue import ROWS, every_dropout, every_row
 
 KEY = jax.random.key(0)
 RNGS = {"dropout": KEY}
@@ -133,7 +133,7 @@ def test_what_is_no_array_raises():
     assert sd.Dropout(deterministic=True).apply({}, np.ones((2, 3))).dtype == np.float64
 
 
-@every_row
+@every_dropout
 def test_a_missing_stream_names_the_stream(row):
     for rngs in (None, {"params": KEY}):
         for step_mode in ("s", "m"):
@@ -143,12 +143,12 @@ def test_a_missing_stream_names_the_stream(row):
                 layer,
                 x,
                 flax.errors.InvalidRngError,
-                r"state/mask needs the stream 'noise'.*rngs=\{'noise': key\}",
+                r"the mask state/mask needs the stream 'noise'.*rngs=\{'noise': key\}",
                 rngs=rngs,
             )
 
 
-@every_row
+@every_dropout
 def test_state_not_mutable_in_single_step_mode(row):
     with pytest.raises(
         RuntimeError, match=r"'state' must be mutable.*mutable=\['state'\].*init_state"
@@ -156,7 +156,7 @@ def test_state_not_mutable_in_single_step_mode(row):
         row.layer().apply({}, row.x_seq()[0], False, rngs=RNGS)
 
 
-@every_row
+@every_dropout
 def test_a_stored_mask_of_another_batch_names_both_shapes(row):
     x = row.x_seq()[0]
     _, one = row.layer().apply({}, x[:1], False, rngs=RNGS, mutable=["state"])

@@ -1,7 +1,7 @@
 """One row a layer: every law holds for every row. A new layer is one new row."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import flax.linen as nn
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from snn_dropout import functional
+from tests.neurons import LIF
 
 STEPS = 4
 
@@ -23,20 +25,26 @@ class Row:
       make: builds the layer from its fields.
       shape: the shape of one step's input, small.
       wide: another one, with enough mask elements for statistics.
-      mask: the shape of the mask of `shape`.
+      leaves: the masks that a simulation of `shape` stores.
       p: the probability of being dropped.
+      exact: whether sums, which a compiler may reorder, play no part.
     """
 
     name: str
     make: Callable[..., nn.Module]
     shape: tuple[int, ...]
     wide: tuple[int, ...]
-    mask: tuple[int, ...]
-    p: float
+    leaves: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    p: float = 0.5
+    exact: bool = True
 
     @property
     def scale(self):
         return np.float32(1 / (1 - self.p))
+
+    @property
+    def held(self):
+        return bool(self.leaves)
 
     def layer(self, step_mode="s", **fields):
         return self.make(p=self.p, step_mode=step_mode, **fields)
@@ -46,24 +54,94 @@ class Row:
         x = jax.random.normal(jax.random.key(11), (steps, *(shape or self.shape)))
         return x + 2 * jax.numpy.sign(x)
 
+    def variables(self, x, **fields):
+        """Parameters and the neurons' first state."""
+        return self.layer(**fields).init(jax.random.key(2), x, deterministic=False)
 
-ROWS = [
-    Row("Dropout", sd.Dropout, (4, 6), (64, 512), (4, 6), 0.5),
-    Row("Dropout p=0.3", sd.Dropout, (4, 2, 3), (64, 512), (4, 2, 3), 0.3),
-    Row("Dropout1d", sd.Dropout1d, (4, 5, 6), (64, 2, 512), (4, 1, 6), 0.2),
-    Row("Dropout2d", sd.Dropout2d, (4, 3, 2, 6), (64, 2, 2, 512), (4, 1, 1, 6), 0.2),
+    def masks(self, x, rngs):
+        """The masks of a batch, unpacked."""
+        layer, variables = self.layer(deterministic=False), self.variables(x[:1])
+        if "DropConnect" not in self.name:
+            _, updated = layer.apply(variables, x, rngs=rngs, mutable=["state"])
+            return [updated["state"]["mask"]]
+        (words, bias_mask), _ = layer.apply(
+            variables, len(x), rngs=rngs, method="drop", mutable=["state"]
+        )
+        masks = [functional.unpack_bits(words, layer.out_features), bias_mask]
+        return [mask for mask in masks if mask is not None]
+
+
+DROPOUTS = [
+    Row("Dropout", sd.Dropout, (4, 6), (64, 512), {"mask": (4, 6)}),
+    Row("Dropout p=0.3", sd.Dropout, (4, 2, 3), (64, 512), {"mask": (4, 2, 3)}, p=0.3),
+    Row("Dropout1d", sd.Dropout1d, (4, 5, 6), (64, 2, 512), {"mask": (4, 1, 6)}, p=0.2),
+    Row(
+        "Dropout2d",
+        sd.Dropout2d,
+        (4, 3, 2, 6),
+        (64, 2, 2, 512),
+        {"mask": (4, 1, 1, 6)},
+        p=0.2,
+    ),
     Row(
         "Dropout2d NCHW",
         partial(sd.Dropout2d, channel_axis=1),
         (4, 6, 3, 2),
         (64, 512, 2, 2),
-        (4, 6, 1, 1),
-        0.2,
+        {"mask": (4, 6, 1, 1)},
+        p=0.2,
     ),
     Row(
-        "Dropout3d", sd.Dropout3d, (4, 2, 3, 2, 6), (64, 1, 2, 1, 512), (4, 1, 1, 1, 6), 0.2
+        "Dropout3d",
+        sd.Dropout3d,
+        (4, 2, 3, 2, 6),
+        (64, 1, 2, 1, 512),
+        {"mask": (4, 1, 1, 1, 6)},
+        p=0.2,
     ),
-    Row("DropPath", sd.DropPath, (6, 3, 2), (32768, 1, 2), (6, 1, 1), 0.4),
+    Row("DropPath", sd.DropPath, (6, 3, 2), (32768, 1, 2), {"mask": (6, 1, 1)}, p=0.4),
 ]
 
+
+def drop_connect(*, invariant=False, use_bias=True, activation=nn.relu, **fields):
+    # 40 outputs are no multiple of the 32 bits of a word; a small dtype of its own.
+    return sd.DropConnectLinear(
+        6, 40, use_bias, invariant=invariant, activation=activation, **fields
+    )
+
+
+MASKS = {"kernel_mask": (4, 6, 2), "bias_mask": (4, 40)}
+CONNECTIONS = [
+    Row("DropConnect fresh", drop_connect, (4, 6), (256, 6), exact=False),
+    Row(
+        "DropConnect invariant",
+        partial(drop_connect, invariant=True),
+        (4, 6),
+        (256, 6),
+        MASKS,
+        p=0.3,
+        exact=False,
+    ),
+    Row(
+        "DropConnect without bias",
+        partial(drop_connect, invariant=True, use_bias=False),
+        (4, 6),
+        (256, 6),
+        {"kernel_mask": (4, 6, 2)},
+        exact=False,
+    ),
+    Row(
+        "DropConnect spiking",
+        partial(drop_connect, invariant=True, activation=LIF()),
+        (4, 6),
+        (256, 6),
+        MASKS,
+        exact=False,
+    ),
+]
+
+ROWS = DROPOUTS + CONNECTIONS
+
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+every_dropout = pytest.mark.parametrize("row", DROPOUTS, ids=lambda row: row.name)
+every_connection = pytest.mark.parametrize("row", CONNECTIONS, ids=lambda row: row.name)

@@ -1,5 +1,7 @@
 """The laws, one test each, over the table of all layers."""
 
+from collections.abc import Callable
+
 import chex
 import flax.linen as nn
 import jax
@@ -9,7 +11,7 @@ import pytest
 import scipy.stats
 
 import snn_dropout as sd
-from tests.laws.catalogue import STEPS, every_row
+from tests.laws.catalogue import STEPS, every_connection, every_dropout, every_row
 from tests.neurons import loop
 
 RNGS = {"dropout": jax.random.key(5)}
@@ -17,21 +19,35 @@ TRAIN = {"deterministic": False, "rngs": RNGS}
 
 
 def run(layer, x, variables=None, **kwargs):
+    """One call: the output, and the state it leaves."""
     y, updated = layer.apply(variables or {}, x, mutable=["state"], **{**TRAIN, **kwargs})
-    return y, updated["state"]
+    return y, updated.get("state", {})
 
 
-def four_ways(row):
-    """The same simulation as a loop, in mode 'm', by `simulate` and by `MultiStep`."""
+def four_ways(row, variables):
+    """The same simulation as a loop, in mode 'm', by `simulate` and by `MultiStep`.
+
+    Masks that are fresh at each step come from another key at each step; mode 'm' and
+    `MultiStep` may draw them in their own way.
+    """
     single, multi = row.layer("s"), row.layer("m")
-    return {
-        "loop": lambda x: loop(single, {}, x, **TRAIN),
-        "m": lambda x: multi.apply({}, x, mutable=["state"], **TRAIN),
-        "simulate": lambda x: sd.simulate(single, {}, x, **TRAIN),
-        "MultiStep": lambda x: sd.MultiStep(single).apply(
-            {}, x, mutable=["state"], **TRAIN
-        ),
+    state = {"mutable": ["state"], **TRAIN}
+    ways = {
+        "loop": lambda x: loop(single, variables, x, fold=not row.held, **TRAIN),
+        "simulate": lambda x: sd.simulate(single, variables, x, **TRAIN),
     }
+    if row.held:
+        ways["m"] = lambda x: multi.apply(variables, x, **state)
+        ways["MultiStep"] = lambda x: sd.MultiStep(single).apply(variables, x, **state)
+    return ways
+
+
+def assert_same(row, actual, desired):
+    """Bit for bit, but for the rounding of sums."""
+    if row.exact:
+        chex.assert_trees_all_equal(actual, desired)
+    else:
+        chex.assert_trees_all_close(actual, desired, rtol=1e-5, atol=1e-6)
 
 
 def within(count, n, q, alpha=1e-9):
@@ -52,32 +68,47 @@ def differ_by_chance(a, b, q):
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_jit_equals_eager(row, step_mode):
     x = row.x_seq() if step_mode == "m" else row.x_seq()[0]
-    layer = row.layer(step_mode)
-    chex.assert_trees_all_equal(run(layer, x), jax.jit(lambda x: run(layer, x))(x))
+    layer, variables = row.layer(step_mode), row.variables(row.x_seq()[0])
+    eager = run(layer, x, variables)
+    assert_same(row, jax.jit(lambda x: run(layer, x, variables))(x), eager)
 
 
 @every_row
 def test_loop_equals_multi_step_mode_equals_simulate_equals_multistep(row):
-    x_seq = row.x_seq()
-    y_loop, updated_loop = four_ways(row)["loop"](x_seq)
-    for way in ("m", "simulate", "MultiStep"):
-        y, updated = four_ways(row)[way](x_seq)
-        np.testing.assert_array_equal(y, y_loop, err_msg=way)
-        chex.assert_trees_all_equal(updated, updated_loop)
+    x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
+    runs = {name: way(x_seq) for name, way in four_ways(row, variables).items()}
+    y_loop, updated_loop = runs.pop("loop")
+    for y, updated in runs.values():
+        assert_same(row, y, y_loop)
+        assert_same(row, updated.get("state", {}), updated_loop["state"])
+        for name, shape in row.leaves.items():
+            assert updated["state"][name].shape == shape
+            np.testing.assert_array_equal(
+                updated["state"][name], updated_loop["state"][name]
+            )
 
 
 @every_row
 def test_gradients_of_all_four_ways_agree(row):
-    x_seq, weight = row.x_seq(), row.x_seq()[::-1]
-    grads = [
-        jax.grad(lambda x, way=way: (way(x)[0] * weight).sum())(x_seq)
-        for way in four_ways(row).values()
-    ]
-    for grad in grads[1:]:
-        np.testing.assert_allclose(grad, grads[0], rtol=1e-6)
+    x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
+    params = variables.get("params", {})
+
+    def loss(way):
+        def of(params, x_seq):
+            y, _ = four_ways(row, {**variables, "params": params})[way](x_seq)
+            return (y**2 * jnp.arange(y.size).reshape(y.shape)).mean()
+
+        return of
+
+    first, *others = (
+        jax.grad(loss(way), argnums=(0, 1))(params, x_seq)
+        for way in four_ways(row, variables)
+    )
+    for grad in others:
+        chex.assert_trees_all_close(grad, first, rtol=1e-5, atol=1e-5)
 
 
-@every_row
+@every_dropout
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_limits_of_p(row, p):
     x_seq = row.x_seq()
@@ -95,17 +126,17 @@ def _float0(leaf):
     return np.zeros(leaf.shape, jax.dtypes.float0)
 
 
-@every_row
+@every_dropout
 def test_values_are_exactly_zero_or_x_over_1_minus_p(row):
     x_seq = row.x_seq()
     y_seq, state = run(row.layer("m"), x_seq)
-    assert state["mask"].shape == row.mask
+    assert state["mask"].shape == row.leaves["mask"]
     assert state["mask"].dtype == jnp.bool_
     expected = np.where(state["mask"], np.asarray(x_seq) * row.scale, 0)
     np.testing.assert_array_equal(y_seq, expected)
 
 
-@every_row
+@every_dropout
 def test_same_mask_at_every_step(row):
     y_seq, _ = run(row.layer("m"), row.x_seq())
     for t in range(1, STEPS):
@@ -113,25 +144,28 @@ def test_same_mask_at_every_step(row):
 
 
 @every_row
-def test_mask_keeps_with_probability_1_minus_p(row):
-    _, state = run(row.layer(), row.x_seq(row.wide)[0])
-    assert within(int(state["mask"].sum()), state["mask"].size, 1 - row.p)
+def test_masks_keep_with_probability_1_minus_p(row):
+    for mask in row.masks(row.x_seq(row.wide)[0], RNGS):
+        assert within(int(mask.sum()), mask.size, 1 - row.p)
 
 
 @every_row
-def test_another_mask_for_another_key_layer_and_example(row):
+def test_another_mask_for_another_key_and_example(row):
     x = row.x_seq(row.wide)[0]
-    mask = run(row.layer(), x)[1]["mask"]
-    other_key = run(row.layer(), x, rngs={"dropout": jax.random.key(6)})[1]["mask"]
-    assert differ_by_chance(mask, other_key, 1 - row.p)
+    others = row.masks(x, {"dropout": jax.random.key(6)})
+    for mask, other in zip(row.masks(x, RNGS), others, strict=True):
+        half = mask.shape[0] // 2
+        assert differ_by_chance(mask, other, 1 - row.p)
+        assert differ_by_chance(mask[:half], mask[half:], 1 - row.p)
 
-    half = mask.shape[0] // 2
-    assert differ_by_chance(mask[:half], mask[half:], 1 - row.p)
 
+@every_dropout
+def test_another_mask_for_another_layer(row):
+    x_seq = row.x_seq(row.wide)[:1]
     stack = sd.MultiStep(
         _Two(row.layer(deterministic=False), row.layer(deterministic=False))
     )
-    _, updated = stack.apply({}, x[None], rngs=RNGS, mutable=["state"])
+    _, updated = stack.apply({}, x_seq, rngs=RNGS, mutable=["state"])
     first, second = (updated["state"][name]["mask"] for name in ("first", "second"))
     assert differ_by_chance(first, second, 1 - row.p)
 
@@ -144,7 +178,7 @@ class _Two(nn.Module):
         return self.second(self.first(x))
 
 
-@every_row
+@every_dropout
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_inference_is_the_identity_and_blind_to_keys(row, step_mode):
     x = row.x_seq() if step_mode == "m" else row.x_seq()[0]
@@ -159,7 +193,7 @@ def test_inference_is_the_identity_and_blind_to_keys(row, step_mode):
         assert updated["state"]["mask"] is state["mask"]
 
 
-@every_row
+@every_dropout
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_dtype_in_is_dtype_out(row, dtype):
     x_seq = row.x_seq().astype(dtype)
@@ -172,7 +206,7 @@ def test_dtype_in_is_dtype_out(row, dtype):
     chex.assert_trees_all_equal(state, run(row.layer("m"), row.x_seq())[1])
 
 
-@every_row
+@every_dropout
 @pytest.mark.parametrize("dtype", [jnp.bool_, jnp.int32, jnp.uint8])
 def test_spikes_come_out_as_float32(row, dtype):
     spikes = row.x_seq() > 0
@@ -183,26 +217,29 @@ def test_spikes_come_out_as_float32(row, dtype):
 
 @every_row
 def test_state_is_stable_after_the_first_call(row):
-    x = row.x_seq()[0]
-    _, first = run(row.layer(), x)
-    _, second = run(row.layer(), x, {"state": first}, rngs={"dropout": jax.random.key(8)})
-    chex.assert_trees_all_equal(first, second)
-    chex.assert_trees_all_equal_dtypes(first, second)
+    x, variables = row.x_seq()[0], row.variables(row.x_seq()[0])
+    _, first = run(row.layer(), x, variables)
+    again = {**variables, "state": first}
+    _, second = run(row.layer(), x, again, rngs={"dropout": jax.random.key(8)})
+    chex.assert_trees_all_equal_shapes_and_dtypes(first, second)
+    for name in row.leaves:
+        assert second[name] is first[name], "a stored mask is only read"
 
 
 @every_row
 def test_one_trace_for_one_shape(row):
     single, multi = row.layer("s"), row.layer("m")
+    params = {"params": row.variables(row.x_seq()[0]).get("params", {})}
     functions = {
         "s": lambda state, x, key: run(
-            single, x[0], {"state": state}, rngs={"dropout": key}
+            single, x[0], {**params, "state": state}, rngs={"dropout": key}
         ),
-        "m": lambda state, x, key: run(multi, x, rngs={"dropout": key}),
+        "m": lambda state, x, key: run(multi, x, params, rngs={"dropout": key}),
         "simulate": lambda state, x, key: sd.simulate(
-            single, {}, x, deterministic=False, rngs={"dropout": key}
+            single, params, x, deterministic=False, rngs={"dropout": key}
         ),
     }
-    state = sd.init_state(single, {}, row.x_seq()[0], **TRAIN)
+    state = sd.init_state(single, params, row.x_seq()[0], **TRAIN)
     for name, function in functions.items():
         traces = []
 
@@ -218,13 +255,13 @@ def test_one_trace_for_one_shape(row):
 
 @every_row
 def test_no_leaked_tracers(row):
-    x_seq = row.x_seq()
+    x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
     with jax.checking_leaks():
-        for way in four_ways(row).values():
+        for way in four_ways(row, variables).values():
             jax.jit(jax.grad(lambda x, way=way: way(x)[0].sum()))(x_seq)
 
 
-@every_row
+@every_dropout
 def test_gradient_is_zero_exactly_where_dropped(row):
     x_seq = row.x_seq()
     layer = row.layer("m")
@@ -238,17 +275,71 @@ def test_gradient_is_zero_exactly_where_dropped(row):
 
 @every_row
 def test_vmap_over_keys_equals_stacked_runs(row):
-    x_seq = row.x_seq()
+    x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
     keys = jax.random.split(jax.random.key(3), 3)
 
     def one(key):
-        return run(row.layer("m"), x_seq, rngs={"dropout": key})
+        return run(row.layer("m"), x_seq, variables, rngs={"dropout": key})
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(key) for key in keys])
-    chex.assert_trees_all_equal(jax.vmap(one)(keys), stacked)
+    assert_same(row, jax.vmap(one)(keys), stacked)
 
 
-@every_row
+@every_connection
+def test_inference_is_the_same_in_all_ways_and_its_expectation_blind_to_keys(row):
+    x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0], deterministic=None)
+    stateful = isinstance(row.layer().activation, nn.Module)
+    for fields in [{}] if stateful else [{}, {"inference": "analytic"}]:
+        single = row.layer(samples_num=8, **fields)
+        given = {"deterministic": True, **({} if fields else {"rngs": RNGS})}
+        y_seq, updated = sd.simulate(single, variables, x_seq, **given)
+        y_loop, updated_loop = loop(single, variables, x_seq, fold=not fields, **given)
+        assert_same(row, y_seq, y_loop)
+        assert_same(row, updated.get("state", {}), updated_loop.get("state", {}))
+        assert not set(row.leaves) & set(updated.get("state", {})), "no mask is drawn"
+
+
+@every_connection
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_linear_layer_computes_in_its_dtype(row, dtype, deterministic):
+    layer = row.layer("m", dtype=dtype, param_dtype=dtype, samples_num=4)
+    x_seq = row.x_seq().astype(dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        variables = layer.init(jax.random.key(0), x_seq, deterministic)
+        y, _ = run(layer, x_seq, variables, deterministic=deterministic)
+    assert y.dtype == dtype
+
+
+@every_connection
+def test_p_of_0_is_a_dense_layer_and_p_of_1_loses_everything(row):
+    x_seq = row.x_seq()
+    for deterministic in (True, False):
+        dense = row.make(p=0.0, step_mode="m")
+        variables = dense.init(jax.random.key(0), x_seq, deterministic)
+        y, updated = dense.apply(variables, x_seq, deterministic, mutable=["state"])
+        plain = nn.Dense(40, use_bias=dense.use_bias)
+        z = plain.apply({"params": variables["params"]}, x_seq)
+        expected = (
+            z
+            if dense.activation is None
+            else sd.simulate(_Call(dense.activation), {}, z)[0]
+        )
+        np.testing.assert_array_equal(y, expected)
+        assert not set(row.leaves) & set(updated.get("state", {})), "p=0 stores no mask"
+        nothing = row.make(p=1.0, step_mode="m", samples_num=4)
+        y, _ = run(nothing, x_seq, variables, deterministic=deterministic)
+        np.testing.assert_array_equal(y, jnp.zeros_like(y))
+
+
+class _Call(nn.Module):
+    function: Callable
+
+    def __call__(self, x):
+        return self.function(x)
+
+
+@every_dropout
 def test_dropped_nan_and_infinity_give_zero_and_zero_gradient(row):
     x_seq = row.x_seq()
     _, state = run(row.layer("m"), x_seq)
@@ -261,7 +352,7 @@ def test_dropped_nan_and_infinity_give_zero_and_zero_gradient(row):
         assert bool(jnp.isfinite(grad).all())
 
 
-@every_row
+@every_dropout
 def test_masks_follow_the_sharding_of_the_input_and_not_the_number_of_devices(row):
     x_seq = row.x_seq((8, *row.shape[1:]))
     y_alone, state_alone = run(row.layer("m"), x_seq)

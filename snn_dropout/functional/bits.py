@@ -1,0 +1,143 @@
+"""Keep masks of one bit an element: drawn, packed and unpacked."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snn_dropout._checks import check_mask_is_bool, check_probability
+from snn_dropout._connection_checks import check_packed_width
+
+WORD = 32  # bits
+# The resolution of a probability; a uniform float32 in [0, 1) has the same.
+DIGITS = 23
+
+
+def pack_bits(mask: jax.Array) -> jax.Array:
+    """Packs a bool mask ``[..., O]`` into words, 32 neighbours along the last axis each.
+
+    ``words[..., w] = sum_j mask[..., 32 w + j] 2^j``
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from snn_dropout import functional
+      >>> functional.pack_bits(jnp.array([True, False, True]))
+      Array([5], dtype=uint32)
+
+    Args:
+      mask: bool ``[..., O]``; ``[N, I, O]`` for the connections of a linear layer.
+
+    Returns:
+      uint32 ``[..., ceil(O / 32)]``; the bits beyond ``O`` are 0.
+
+    Raises:
+      TypeError: the mask is not bool.
+    """
+    check_mask_is_bool(mask)
+    padding = [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % WORD)]
+    padded = jnp.pad(mask, padding)
+    lanes = padded.reshape(*mask.shape[:-1], packed_width(mask.shape[-1]), WORD)
+    # The bits of a word are disjoint, so their sum is their union.
+    return jnp.sum(lanes.astype(jnp.uint32) << _places(lanes.ndim), -1, dtype=jnp.uint32)
+
+
+def unpack_bits(words: jax.Array, O: int) -> jax.Array:  # noqa: E741
+    """Unpacks words to the bool mask ``[..., O]`` that :func:`pack_bits` packed.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from snn_dropout import functional
+      >>> functional.unpack_bits(jnp.array([5], jnp.uint32), 3)
+      Array([ True, False,  True], dtype=bool)
+
+    Args:
+      words: uint32 ``[..., ceil(O / 32)]``.
+      O: the length of the last axis of the mask.
+
+    Returns:
+      bool ``[..., O]``.
+
+    Raises:
+      TypeError, ValueError: the words are not uint32, or not as many as ``O`` needs.
+    """
+    check_packed_width(words, packed_width(O), O)
+    lanes = words[..., None] >> _places(words.ndim + 1)
+    bits = (lanes & np.uint32(1)).astype(bool)
+    return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD)[..., :O]
+
+
+def draw_bits(key: jax.Array, shape: Sequence[int], p: float) -> jax.Array:
+    """Draws a packed keep mask: each bit is 1 with probability ``1 - p``, independently.
+
+    With ``1 - p = 0.b1 b2 ... bm`` in binary, ``r = 0`` and ``r = w | r if b else w & r``
+    for a random word ``w`` and each digit ``b`` from the last to the first leaves each
+    bit of ``r`` set with probability exactly ``1 - p``: ``m`` random bits an element,
+    one for ``p = 0.5``. ``1 - p`` is rounded to 23 binary digits, and to 0 or 1 only
+    where ``p`` is 1 or 0.
+
+    Example::
+
+      >>> import jax
+      >>> from snn_dropout import functional
+      >>> words = functional.draw_bits(jax.random.key(0), (4, 10, 100), p=0.5)
+      >>> words.shape, words.dtype
+      ((4, 10, 4), dtype('uint32'))
+
+    Args:
+      key: a key of ``jax.random``; it is consumed.
+      shape: the shape of the mask, unpacked.
+      p: the probability of being dropped, a static number in [0, 1].
+
+    Returns:
+      uint32 words of the shape of ``pack_bits`` of such a mask; the bits beyond the
+      last axis are arbitrary.
+
+    Raises:
+      TypeError, ValueError: ``p`` is not a static number in [0, 1].
+    """
+    check_probability(p)
+    packed = (*shape[:-1], packed_width(shape[-1]))
+    if p in (0, 1):
+        return jnp.full(packed, 0 if p == 1 else 2**WORD - 1, jnp.uint32)
+    last, *others = _binary_digits(1.0 - float(p))
+    keys = jax.random.split(_fast_key(key), 1 + len(others))
+
+    def prepend(
+        words: jax.Array, digit: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
+        key, one = digit
+        random = jax.random.bits(key, packed, jnp.uint32)
+        return jnp.where(one, random | words, random & words), None
+
+    assert last, "trailing zeros change nothing and are stripped"
+    words = jax.random.bits(keys[0], packed, jnp.uint32)
+    if others:
+        words, _ = jax.lax.scan(prepend, words, (keys[1:], jnp.array(others)))
+    return words
+
+
+def _binary_digits(q: float) -> list[bool]:
+    """Returns the digits of ``q`` behind the binary point, the last one first."""
+    number = min(max(round(q * 2**DIGITS), 1), 2**DIGITS - 1)
+    digits = [bool(number >> place & 1) for place in range(DIGITS)]
+    return digits[digits.index(True) :]
+
+
+def _fast_key(key: jax.Array) -> jax.Array:
+    # Philox makes words several times faster than the default generator, and the same
+    # on every platform; all 64 bits of its key come from the key that is given.
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    fast: jax.Array = jax.random.wrap_key_data(seed, impl="philox4x32")
+    return fast
+
+
+def packed_width(length: int) -> int:
+    """Returns how many words hold ``length`` bits."""
+    return -(-length // WORD)
+
+
+def _places(ndim: int) -> jax.Array:
+    return jnp.arange(WORD, dtype=jnp.uint32).reshape((1,) * (ndim - 1) + (WORD,))

@@ -1,0 +1,120 @@
+"""Products with masked kernels against an einsum with the same mask, in every form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from snn_dropout import functional
+from snn_dropout.functional import connections
+
+KEY = jax.random.key(0)
+
+
+def problem(examples=3, inputs_per_mask=2, I=5, O=40, dtype=jnp.float32):  # noqa: E741
+    keys = jax.random.split(KEY, 4)
+    x = jax.random.normal(keys[0], (examples, inputs_per_mask, I), dtype)
+    kernel = jax.random.normal(keys[1], (I, O), dtype)
+    dy = jax.random.normal(keys[2], (examples, inputs_per_mask, O), dtype)
+    mask = jax.random.bernoulli(keys[3], 0.6, (examples, I, O))
+    return x, kernel, mask, dy
+
+
+def reference(x, kernel, mask):
+    return jnp.einsum("nsi,io,nio->nso", x, kernel, mask.astype(x.dtype))
+
+
+@pytest.mark.parametrize("inputs_per_mask", [1, 2])
+def test_forward_and_gradients_equal_an_einsum(inputs_per_mask):
+    x, kernel, mask, dy = problem(inputs_per_mask=inputs_per_mask)
+    words = functional.pack_bits(mask)
+    y, pullback = jax.vjp(lambda x, k: functional.masked_matmul(x, k, words), x, kernel)
+    expected, expected_pullback = jax.vjp(lambda x, k: reference(x, k, mask), x, kernel)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    for grad, other in zip(pullback(dy), expected_pullback(dy), strict=True):
+        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs_per_mask", [1, 2])
+def test_the_accelerators_form_equals_the_cpus(inputs_per_mask):
+    x, kernel, mask, dy = problem(inputs_per_mask=inputs_per_mask)
+    words = functional.pack_bits(mask)
+    np.testing.assert_allclose(
+        connections.forward_fused(x, kernel, words),
+        connections.forward_by_example(x, kernel, words),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    fused = connections.backward_fused(x, kernel, words, dy)
+    for grad, other in zip(
+        fused, connections.backward_by_example(x, kernel, words, dy), strict=True
+    ):
+        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_check_grads(order):
+    x, kernel, mask, _ = problem()
+    words = functional.pack_bits(mask)
+    check_grads(
+        lambda x, kernel: functional.masked_matmul(x, kernel, words) ** 2,
+        (x, kernel),
+        order=order,
+        modes=["rev"],
+        rtol=2e-2,
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision(dtype):
+    x, kernel, mask, dy = problem(dtype=dtype)
+    words = functional.pack_bits(mask)
+    y, pullback = jax.vjp(lambda x, k: functional.masked_matmul(x, k, words), x, kernel)
+    assert y.dtype == dtype
+    assert all(grad.dtype == dtype for grad in pullback(dy))
+    wide = reference(x.astype(jnp.float32), kernel.astype(jnp.float32), mask)
+    np.testing.assert_allclose(np.asarray(y, np.float32), wide, rtol=5e-2, atol=5e-2)
+
+
+def test_one_program_serves_all_platforms():
+    x, kernel, mask, _ = problem()
+    words = functional.pack_bits(mask)
+
+    def loss(kernel):
+        return functional.masked_matmul(x, kernel, words).sum()
+
+    exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cpu", "cuda", "tpu"])(
+        kernel
+    )
+    np.testing.assert_allclose(exported.call(kernel), jax.grad(loss)(kernel), rtol=1e-6)
+
+
+@pytest.mark.parametrize("invariant", [True, False])
+def test_temporary_memory_of_a_training_step_is_bounded(invariant):
+    steps, examples, width = 8, 64, 512
+    batch = examples if invariant else steps * examples
+    x = jnp.ones((batch, steps if invariant else 1, width))
+    kernel = jnp.ones((width, width))
+
+    def loss(x, kernel, key):
+        words = functional.draw_bits(key, (batch, width, width), 0.5)
+        return functional.masked_matmul(x, kernel, words).sum()
+
+    compiled = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(x, kernel, KEY).compile()
+    )
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary <= 64 * 2**20, "the masks alone, one byte an element, are 128 MiB"
+
+
+def test_errors():
+    x, kernel, mask, _ = problem()
+    words = functional.pack_bits(mask)
+    for bad in ((x[0], kernel, words), (x, kernel[:2], words), (x, kernel, words[:1])):
+        with pytest.raises(ValueError, match=r"must fit together.*shapes.*pack_bits"):
+            functional.masked_matmul(*bad)
+    with pytest.raises(TypeError, match=r"one dtype and `kernel_mask` uint32.*astype"):
+        functional.masked_matmul(x.astype(jnp.bfloat16), kernel, words)
+    with pytest.raises(TypeError, match=r"one dtype and `kernel_mask` uint32.*astype"):
+        functional.masked_matmul(x, kernel, words.astype(jnp.int32))
