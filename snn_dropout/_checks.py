@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 STEP_MODES = ("s", "m")
 
@@ -55,11 +56,16 @@ def check_channel_axis(channel_axis: Any, ndim: int) -> None:
 
 
 def check_deterministic(deterministic: Any) -> None:
-    """Raises if the flag is traced: it chooses between two programs."""
+    """Raises unless the flag is None or a static bool: it chooses between programs."""
     if isinstance(deterministic, jax.core.Tracer):
         raise TypeError(
             "`deterministic` must be a static Python bool, but it is traced; mark it "
             "static (`static_argnames='deterministic'`) or close over it."
+        )
+    if deterministic is not None and not isinstance(deterministic, (bool, np.bool_)):
+        raise TypeError(
+            f"`deterministic` must be True (inference) or False (training), but got "
+            f"{deterministic!r}; write for example `deterministic=not train`."
         )
 
 
@@ -166,19 +172,69 @@ def check_time_axis(x_seq: Any) -> int:
 def check_mutable(mutable: Any) -> tuple[str, ...]:
     """Returns the names of ``mutable``, or raises unless they are collections to carry."""
     names = (mutable,) if isinstance(mutable, str) else mutable
-    if not isinstance(names, (list, tuple, set, frozenset)) or not all(
-        isinstance(name, str) for name in names
+    check_collections("mutable", names)
+    return tuple(names)
+
+
+def check_collections(name: str, collections: Any) -> None:
+    """Raises unless ``collections`` are names of collections that can be carried."""
+    if not isinstance(collections, (list, tuple, set, frozenset)) or not all(
+        isinstance(collection, str) for collection in collections
     ):
         raise TypeError(
-            f"`mutable` must name the collections to carry beside 'state', but got "
-            f"{mutable!r}; write for example `mutable=['batch_stats']`."
+            f"`{name}` must name the collections to carry, but got {collections!r}; write "
+            f"for example `{name}=('batch_stats',)`."
         )
-    if "params" in names:
+    if "params" in collections:
         raise ValueError(
-            f"`mutable` must not hold 'params', which is the same at every step, but got "
-            f"{mutable!r}; leave it out."
+            f"`{name}` must not hold 'params', which is the same at every step, but got "
+            f"{collections!r}; leave it out."
         )
-    return tuple(names)
+
+
+def check_module(name: str, module: Any, kind: type) -> None:
+    """Raises unless ``module`` is an instance of ``kind``, the linen module."""
+    if not isinstance(module, kind):
+        given = f"the class {module.__name__}" if isinstance(module, type) else repr(module)
+        raise TypeError(
+            f"`{name}` must be an instance of a linen module, but got {given}; write for "
+            f"example `LIF()`, or wrap a function in `nn.Sequential([function])`."
+        )
+
+
+def check_no_method(kwargs: Any) -> None:
+    """Raises if ``method`` is given, which ``apply`` takes and a simulation does not."""
+    if "method" in kwargs:
+        raise TypeError(
+            f"`simulate` calls the model itself and takes no `method`, but got "
+            f"{kwargs['method']!r}; wrap the method in a module with a `__call__`."
+        )
+
+
+def check_carried(where: str, before: Any, after: Any) -> None:
+    """Raises unless a leaf of the state keeps its structure and shape in a step."""
+
+    def shapes(leaf: Any) -> Any:
+        return jax.tree.map(jnp.shape, leaf)
+
+    if shapes(before) != shapes(after):
+        raise ValueError(
+            f"The leaf {where} must keep its shape from step to step, but it had "
+            f"{shapes(before)} before the first one and {shapes(after)} after it; start "
+            f"from the first state of this batch, and let `sow` write to 'intermediates'."
+        )
+
+
+def check_unchanged(before: Any, after: Any) -> None:
+    """Raises unless both mappings hold the same leaves."""
+    changed = [path for path in after if after[path] is not before.get(path)]
+    if changed:
+        where = "/".join(map(str, changed[0][1:]))
+        raise RuntimeError(
+            f"A step must only change the state of the module that is run over time, but "
+            f"it changed {where} outside of it; make the module that it calls an attribute "
+            f"of it instead of closing over it."
+        )
 
 
 def check_rows(done: Any) -> None:

@@ -7,7 +7,8 @@ import jax
 from flax.core import Scope, unfreeze
 from flax.core.scope import CollectionFilter, LazyRng, in_filter
 
-from snn_dropout.state import Leaves, State, from_leaves, to_leaves
+from snn_dropout._checks import check_unchanged
+from snn_dropout.state import Leaves, State, check_trace, from_leaves, to_leaves
 
 # The collection that `sow` writes; it grows at each call, so it can not be carried.
 SOWN = "intermediates"
@@ -68,6 +69,9 @@ class PureStep:
 
         Returns:
           The function's result, and the leaves of the mutable collections after it.
+
+        Raises:
+          RuntimeError: the function wrote to a scope that it was not given.
         """
         for scope, counters in zip(self._scopes, self._counters, strict=True):
             _restore(scope.rng_counters, counters)
@@ -93,16 +97,26 @@ class PureStep:
             copy.rngs = _folded(scope.rngs, time_step)
             copy.rng_counters = scope.rng_counters
             copies.append(copy)
+        outside = self._outside()
         result = self._function(copies, *args, **kwargs)
+        check_unchanged(outside, self._outside())
         return result, _leaves(list(tops.values()), mutable)
 
     def write(self, leaves: Leaves) -> None:
-        """Writes leaves to the original scopes, where their collection is mutable."""
+        """Writes leaves to the original scopes, where their collection is mutable.
+
+        Raises:
+          RuntimeError: they would leak out of a raw JAX transform.
+        """
         for index, scope in enumerate(self._tops):
             for collection, branch in _below(leaves, index).items():
                 if scope.is_mutable_collection(collection):
+                    check_trace(scope, f"The collection '{collection}'")
                     for name, value in branch.items():
                         scope.put_variable(collection, name, value)
+
+    def _outside(self) -> Leaves:
+        return _leaves(dict.fromkeys(scope.root for scope in self._scopes), True)
 
 
 def _variables(scope: Scope, replaced: State, mutable: CollectionFilter) -> dict[str, Any]:

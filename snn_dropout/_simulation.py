@@ -6,13 +6,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.core import DenyList, Scope
+from flax.core import Scope
 from flax.core.scope import CollectionFilter, in_filter, subtract_filters, union_filters
 from flax.linen.transforms import decorator_lift_transform
 
 from snn_dropout._checks import check_time_axis
 from snn_dropout._scopes import SOWN, PureStep
-from snn_dropout.state import Leaves, State, first_state, from_leaves, to_leaves
+from snn_dropout.state import (
+    Leaves,
+    State,
+    first_state,
+    from_leaves,
+    to_leaves,
+    written_ahead,
+)
 
 
 def over_time(
@@ -42,9 +49,10 @@ def over_time(
     written = union_filters(carried, SOWN if in_filter(pure_step.mutable, SOWN) else False)
 
     def ahead(leaves: Leaves, *, initializing: bool) -> Leaves:
-        step_args, mutable = (first_step(x_seq), *args), DenyList("params")
+        mutable = written_ahead(initializing, bool(pure_step.leaves("params")))
+        first = (first_step(x_seq), *args)
         _, after = pure_step(
-            leaves, step_args, kwargs, mutable=mutable, initializing=initializing
+            leaves, first, kwargs, mutable=mutable, initializing=initializing
         )
         return _only(after, carried)
 
@@ -58,10 +66,7 @@ def over_time(
     start = first_state(ahead, pure_step.leaves(carried))
     time_steps = jnp.arange(check_time_axis(x_seq))
     last, (y_seq, sown) = jax.lax.scan(step, start, (time_steps, x_seq))
-    before = pure_step.leaves(SOWN)
-    pure_step.write(
-        last | {path: before.get(path, ()) + leaf for path, leaf in sown.items()}
-    )
+    pure_step.write(last | _appended(pure_step.leaves(SOWN), sown))
     return y_seq
 
 
@@ -165,6 +170,14 @@ def _carried(pure_step: PureStep, state_collections: tuple[str, ...]) -> Collect
 def _from_leaves(leaves: Leaves) -> State:
     # Names in a state are strings, for checkpoints.
     return from_leaves({(str(path[0]), *path[1:]): leaf for path, leaf in leaves.items()})
+
+
+def _appended(before: Leaves, sown: Leaves) -> Leaves:
+    # `sow` appends to a tuple, unless it is told to reduce in another way.
+    return {
+        path: before.get(path, ()) + leaf if isinstance(leaf, tuple) else leaf
+        for path, leaf in sown.items()
+    }
 
 
 def _sample_axis(ndim: int) -> int:

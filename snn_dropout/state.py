@@ -39,7 +39,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import errors, traverse_util
-from flax.core import DenyList, apply, tracers
+from flax.core import DenyList, Scope, apply, tracers
+from flax.core.scope import CollectionFilter, LazyRng
 
 from snn_dropout import _checks
 
@@ -103,20 +104,24 @@ def init_state(
       ValueError: a stored mask does not fit ``x``, or the model makes a leaf of
         its state only after ``init``.
     """
+    _checks.check_module("model", model, nn.Module)
 
     def step(leaves: Leaves, *, initializing: bool) -> Leaves:
         def call(scope: Any, *args: Any, **kwargs: Any) -> Any:
             return model.clone(parent=scope, _deep_clone=True)(*args, **kwargs)
 
-        stepped = apply(
-            call, mutable=DenyList("params"), flags={"initializing": initializing}
-        )
-        given = {**variables, state_collection: from_leaves(leaves)}
+        mutable = written_ahead(initializing, "params" in variables)
+        stepped = apply(call, mutable=mutable, flags={"initializing": initializing})
+        given = {**variables, **from_leaves(leaves)}
         _, mutated = stepped(given, x, *args, rngs=rngs, **kwargs)
-        return to_leaves(mutated.get(state_collection, {}))
+        return state_of(mutated)
 
-    given = to_leaves(variables.get(state_collection, {}))
-    return from_leaves(first_state(step, given))
+    def state_of(collections: Mapping[str, Any]) -> Leaves:
+        return to_leaves({state_collection: collections.get(state_collection, {})})
+
+    state: State = from_leaves(first_state(step, state_of(variables)))
+    found: State = state.get(state_collection, {})
+    return found
 
 
 def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
@@ -131,15 +136,15 @@ def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
       The given leaves, those that ``init`` makes, and every mask.
 
     Raises:
-      ValueError: a leaf that is no mask appears only after ``init``.
+      ValueError: a leaf that is no mask appears only after ``init``, or a leaf
+        changes its shape.
     """
     start = step(given, initializing=True) | given
+    ahead = step(start, initializing=False)
+    for path, leaf in start.items():
+        _checks.check_carried(_name(path), leaf, ahead.get(path, leaf))
     # What this step changed has already moved: only what it drew is kept.
-    drawn = {
-        path: leaf
-        for path, leaf in step(start, initializing=False).items()
-        if path not in start
-    }
+    drawn = {path: leaf for path, leaf in ahead.items() if path not in start}
     late = [path for path in drawn if path[-1] not in MASK_NAMES]
     if late:
         raise ValueError(
@@ -148,6 +153,15 @@ def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
             f"known; create it while `self.is_initializing()` too."
         )
     return start | drawn
+
+
+def written_ahead(initializing: bool, has_params: bool) -> CollectionFilter:
+    """Returns what a step ahead of the simulation may write; all of it is thrown away.
+
+    Some modules (``nn.WeightNorm``) write their parameters when ``init`` runs. Where
+    there are no parameters at all, Flax's own error about them is the clearest.
+    """
+    return True if initializing and has_params else DenyList("params")
 
 
 def reset_masks(state: Mapping[str, Any]) -> State:
@@ -260,41 +274,45 @@ def held(
             f"state on, or start from `init_state(...)`; for inference, "
             f"`deterministic=True`."
         )
-    if kept and module.scope.root.trace_level != tracers.current_trace():
-        raise RuntimeError(
-            f"The mask {where} must not be drawn inside a raw JAX transform within a "
-            f"module (`jax.lax.scan`, `jax.vmap`, `jax.jit`, ...): it would leak out of it "
-            f"as a tracer. Use the lifted transform (`nn.scan`, `nn.vmap`, `nn.jit`) or "
-            f"`MultiStep`, or make the state first with `init_state(...)`."
-        )
-    mask = draw(fresh_key(module, f"the mask {where}"))
+    if kept:
+        check_trace(module.scope, f"The mask {where}")
+    _check_stream(module, f"the mask {where}")
+    # The key has the leaf's name in it and no counter: a mask does not depend on what
+    # else was drawn, nor on how often a transform traced the layer.
+    lazy_key = LazyRng.create(module.scope.rngs[module.rng_collection], name)
+    mask = draw(lazy_key.as_jax_rng())
     if kept:
         module.put_variable(collection, name, mask)
     return mask
 
 
 def fresh_key(module: Any, purpose: str) -> jax.Array:
-    """Takes a key from the stream of a layer.
+    """Takes a new key from the stream of a layer at each call.
 
     Args:
       module: a bound layer with ``rng_collection``.
       purpose: what the key is for, in words.
 
     Returns:
-      A new key at each call.
+      The key.
 
     Raises:
-      flax.errors.InvalidRngError: the stream is missing; Flax would fall back to that
-        of the parameters.
+      flax.errors.InvalidRngError: the stream is missing.
     """
-    stream = module.rng_collection
-    if not module.has_rng(stream):
-        raise errors.InvalidRngError(
-            f"Drawing {purpose} needs the stream '{stream}', but `rngs` has none of that "
-            f"name; call `apply(..., rngs={{'{stream}': key}})`."
-        )
-    key: jax.Array = module.make_rng(stream)
+    _check_stream(module, purpose)
+    key: jax.Array = module.make_rng(module.rng_collection)
     return key
+
+
+def check_trace(scope: Scope, what: str) -> None:
+    """Raises inside a raw JAX transform within a module: what is written would leak."""
+    if scope.root.trace_level != tracers.current_trace():
+        raise RuntimeError(
+            f"{what} must not be written inside a raw JAX transform within a module "
+            f"(`jax.lax.scan`, `jax.vmap`, `jax.jit`, ...): it would leak out of it as a "
+            f"tracer. Use the lifted transform (`nn.scan`, `nn.vmap`, `nn.jit`) or "
+            f"`MultiStep`, or make the state first with `init_state(...)`."
+        )
 
 
 def path_of(module: Any, *names: str) -> str:
@@ -314,5 +332,16 @@ def from_leaves(leaves: Leaves) -> State:
     return state
 
 
+def _check_stream(module: Any, purpose: str) -> None:
+    # Flax would fall back to the stream of the parameters.
+    stream = module.rng_collection
+    if not module.has_rng(stream):
+        raise errors.InvalidRngError(
+            f"Drawing {purpose} needs the stream '{stream}', but `rngs` has none of that "
+            f"name; call `apply(..., rngs={{'{stream}': key}})`."
+        )
+
+
 def _name(path: tuple[Any, ...]) -> str:
-    return "/".join(str(part) for part in path)
+    # The number of a scope, in front of a path, says nothing to a reader.
+    return "/".join(part for part in path if isinstance(part, str))

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax.core import Scope
 
-from snn_dropout._checks import check_mutable, check_time_axis
+from snn_dropout._checks import (
+    check_collections,
+    check_module,
+    check_mutable,
+    check_no_method,
+    check_time_axis,
+)
 from snn_dropout._simulation import first_step, lift, over_time
 
 
@@ -48,6 +54,12 @@ class MultiStep(nn.Module):
 
     module: nn.Module
     state_collections: tuple[str, ...] = ("state",)
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_module("module", self.module, nn.Module)
+        check_collections("state_collections", self.state_collections)
+        super().__post_init__()
 
     def setup(self) -> None:
         """Takes the scope of the module for its own."""
@@ -126,6 +138,8 @@ def simulate(
       rngs: the keys of the simulation, as for ``apply``.
       mutable: further collections that are carried from step to step and
         returned, such as ``batch_stats``; ``intermediates`` is stacked over time.
+        What is missing of a collection is what ``init`` makes, also of one that
+        ``sow`` adds to: give its zero in ``variables``.
       **kwargs: further keyword arguments of the model, the same at every step.
 
     Returns:
@@ -136,6 +150,8 @@ def simulate(
       TypeError, ValueError: ``x_seq`` has no time axis, ``mutable`` holds
         ``'params'``, or the model makes a leaf of its state only after ``init``.
     """
+    check_module("model", model, nn.Module)
+    check_no_method(kwargs)
     carried = sorted({"state", *check_mutable(mutable)})
     multi_step = MultiStep(model.clone(parent=None), parent=None)
     y_seq, mutated = multi_step.apply(
@@ -154,5 +170,5 @@ def _bind(module: nn.Module, scope: Scope) -> None:
             _bind(child, scope.push(child.name, reuse=True))
 
 
-def _step(multi_step: MultiStep, x: Any, *args: Any, **kwargs: Any) -> Any:
+def _step(multi_step: MultiStep, x: Any, /, *args: Any, **kwargs: Any) -> Any:
     return multi_step.module(x, *args, **kwargs)

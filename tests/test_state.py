@@ -308,7 +308,29 @@ def test_batch_norm_still_refuses_to_write_an_immutable_collection(x_seq):
         sd.simulate(Normalised(), variables, x_seq)
 
 
+def test_an_instance_called_twice_has_the_same_mask_with_and_without_a_mutable_state(x_seq):
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            drop = sd.Dropout(0.5, "m", deterministic=False)
+            return drop(x_seq), drop(x_seq)
+
+    kept, _ = Twice().apply({}, x_seq, rngs=RNGS, mutable=["state"])
+    chex.assert_trees_all_equal(Twice().apply({}, x_seq, rngs=RNGS), kept)
+
+
 # Rule 7: a stored mask that does not fit raises.
+
+
+@pytest.mark.parametrize("run", ["simulate", "init_state"])
+def test_a_membrane_of_another_batch_raises(x_seq, run):
+    stale = LIF().init(KEY, x_seq[0, :1])
+    runs = {
+        "simulate": lambda: sd.simulate(LIF(), stale, x_seq),
+        "init_state": lambda: sd.init_state(LIF(), stale, x_seq[0], rngs=None),
+    }
+    with pytest.raises(ValueError, match=r"leaf state/v must keep its shape.*first state"):
+        runs[run]()
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
@@ -363,6 +385,29 @@ def test_masks_do_not_depend_on_the_number_of_steps_or_x64(variables, x_seq):
     np.testing.assert_array_equal(masks[0], masks[2])
 
 
+def test_masks_inside_nn_scan_over_layers_do_not_depend_on_how_time_is_run(x_seq):
+    def mask(layer, x):
+        class Cell(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return layer(name="drop")(x), None
+
+        stack = nn.scan(
+            Cell, variable_axes={"state": 0}, split_rngs={"dropout": True}, length=3
+        )
+        _, updated = stack().apply({}, x, None, rngs=RNGS, mutable=["state"])
+        return updated["state"]["drop"]["mask"]
+
+    def layer(step_mode):
+        return lambda name: sd.Dropout(0.5, step_mode, deterministic=False, name=name)
+
+    single = mask(layer("s"), x_seq[0])
+    np.testing.assert_array_equal(mask(layer("m"), x_seq), single)
+    np.testing.assert_array_equal(
+        mask(lambda name: sd.MultiStep(layer("s")(name)), x_seq), single
+    )
+
+
 def test_one_instance_called_twice_shares_its_mask(x_seq):
     class Twice(nn.Module):
         @nn.compact
@@ -409,6 +454,20 @@ def test_a_mask_born_inside_a_raw_transform_raises(x_seq, transform, inline, out
 
     with pytest.raises(RuntimeError, match=r"raw JAX transform.*nn\.scan.*init_state"):
         (jax.jit(run) if outer == "jit" else run)(x_seq)
+
+
+@pytest.mark.parametrize("stateful", [LIF(), sd.Dropout(0.5, deterministic=False)])
+def test_multistep_inside_a_raw_transform_raises_instead_of_leaking(x_seq, stateful):
+    class Raw(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            over_time = sd.MultiStep(stateful)
+            return jax.jit(lambda x_seq: over_time(x_seq))(x_seq)
+
+    with pytest.raises(RuntimeError, match=r"'state' must not be written inside a raw JAX"):
+        Raw().apply({}, x_seq, rngs=RNGS, mutable=["state"])
+    # What is not kept can not leak.
+    assert Raw().apply({}, x_seq, rngs=RNGS).shape == x_seq.shape
 
 
 def test_a_stored_mask_is_read_inside_a_raw_transform(x_seq):

@@ -290,17 +290,70 @@ def test_what_is_sown_is_stacked_over_time(x_seq):
     assert len(updated["intermediates"]["Probed_0"]["spikes"]) == 2
 
 
+def test_what_is_sown_with_a_reduction_is_stacked_too(x_seq):
+    class Last(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.sow("intermediates", "last", x, reduce_fn=lambda _, new: new)
+            return x
+
+    _, updated = sd.simulate(Last(), {}, x_seq, mutable="intermediates")
+    np.testing.assert_array_equal(updated["intermediates"]["last"], x_seq)
+
+
+def test_what_grows_from_step_to_step_raises(x_seq):
+    class Grows(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.sow("losses", "l2", (x**2).sum())
+            return x
+
+    with pytest.raises(ValueError, match=r"losses/l2 must keep its shape.*'intermediates'"):
+        sd.simulate(Grows(), {}, x_seq, mutable="losses")
+
+
+def test_closing_over_a_stateful_module_raises(x_seq):
+    class Closes(nn.Module):
+        def setup(self):
+            self.lif = LIF()
+
+        @nn.compact
+        def __call__(self, x_seq):
+            return sd.MultiStep(nn.Sequential([lambda x: self.lif(x)]))(x_seq)
+
+    with pytest.raises(RuntimeError, match=r"changed state/lif/v outside .*an attribute"):
+        Closes().apply({}, x_seq, mutable=["state"])
+
+
+@pytest.mark.parametrize("wrapper", [nn.WeightNorm, nn.SpectralNorm])
+def test_modules_that_write_when_init_runs(x_seq, wrapper):
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            given = {"update_stats": False} if wrapper is nn.SpectralNorm else {}
+            x = wrapper(nn.Dense(6))(x, **given)
+            return sd.Dropout(0.5, deterministic=False)(LIF()(4 * x))
+
+    variables = Normed().init(KEY, x_seq[0])
+    y_loop, updated = loop(Normed(), variables, x_seq, rngs=RNGS)
+    y_seq, updated_scan = sd.simulate(Normed(), variables, x_seq, rngs=RNGS)
+    np.testing.assert_allclose(y_seq, y_loop)
+    chex.assert_trees_all_close(updated_scan, updated, atol=1e-6)
+
+
 def test_arguments_of_any_number_and_kind_pass_through(x_seq):
     class Many(nn.Module):
         @nn.compact
-        def __call__(self, x, scale, *shifts, mode, time_step=0.0, targets=None):
+        def __call__(
+            self, inputs, scale, *shifts, mode, time_step=0.0, x=None, targets=None
+        ):
             assert mode == "a string"
-            return LIF()(x["signal"] * scale + sum(shifts) + time_step + targets)
+            return LIF()(inputs["signal"] * scale + sum(shifts) + time_step + x + targets)
 
     args = (jnp.float32(4), 1.0, jnp.ones((3, 8)))
-    kwargs = {"mode": "a string", "time_step": 1.0, "targets": jnp.ones((3, 8))}
+    kwargs = {"mode": "a string", "time_step": 1.0, "x": -1.0, "targets": jnp.ones((3, 8))}
     y_seq, _ = sd.simulate(Many(), {}, {"signal": x_seq}, *args, **kwargs)
-    expected, _ = sd.simulate(LIF(), {}, 4 * x_seq + 4)
+    expected, _ = sd.simulate(LIF(), {}, 4 * x_seq + 3)
     np.testing.assert_allclose(y_seq, expected)
     y_seq = sd.MultiStep(Many()).apply({}, {"signal": x_seq}, *args, **kwargs)
     np.testing.assert_allclose(y_seq, expected)

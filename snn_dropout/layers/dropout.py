@@ -128,7 +128,7 @@ class Dropout(_HeldDropout):
       >>> x_seq = jnp.ones((4, 2, 3))                                 # [T, N, I]
       >>> y_seq = layer.apply({}, x_seq, deterministic=False,
       ...                     rngs={'dropout': jax.random.key(0)})
-      >>> bool((y_seq == y_seq[0]).all())                  # one mask for all steps
+      >>> bool((y_seq == y_seq[:1]).all())                 # one mask for all steps
       True
 
     Attributes:
