@@ -1,8 +1,10 @@
-"""The example program, at a toy size."""
+"""The example programs, at a toy size."""
 
+import argparse
 import importlib.util
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -11,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[1] / "examples" / "train_digits.py"
+from snn_dropout import functional
+
+FOLDER = Path(__file__).parents[1] / "examples"
 NAMES = ("no dropout", "new mask every step", "one mask per simulation")
 OPTIONS = ("--epochs", "--seeds", "--p", "--steps", "--output")
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("train_digits", PATH)
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -25,7 +29,12 @@ def load():
 
 @pytest.fixture(scope="module")
 def example():
-    return load()
+    return load("train_digits")
+
+
+@pytest.fixture(scope="module")
+def inference():
+    return load("dropconnect_inference")
 
 
 def rasters(example, name, p=0.5, steps=12):
@@ -158,12 +167,139 @@ def test_spread_is_that_of_a_sample_and_none_for_one_seed(example):
     assert example.summary(np.array([1.0]), "+") == "+1.00 (one seed)"
 
 
+@pytest.mark.parametrize("name", ["train_digits", "dropconnect_inference"])
 @pytest.mark.parametrize("package", ["optax", "sklearn", "tqdm", "matplotlib"])
-def test_missing_package_is_named(package, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, name)
+def test_missing_package_is_named(package, name, monkeypatch):
+    for module in [module for module in sys.modules if module.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
         SystemExit, match=rf"{package}(.|\n)*pip install -e '\.\[examples\]'"
     ):
-        load()
+        load(name)
+
+
+def test_ways_of_inference_are_compared(inference, tmp_path, capsys, monkeypatch):
+    samples = [f"sampled, S = {count}" for count in (1, 4, 16, 64, 256, 1024)]
+    assert list(inference.WAYS) == ["mean scaling", *samples, "analytic"]
+    # Each way is compiled, which takes most of the time.
+    names = ["mean scaling", "sampled, S = 1", "sampled, S = 64", "analytic"]
+    monkeypatch.setattr(inference, "WAYS", {name: inference.WAYS[name] for name in names})
+    monkeypatch.setattr(inference, "TIMED_CALLS", 2)
+    picture = tmp_path / "new" / "folder" / "x.png"
+    inference.main(["--epochs", "1", "--seeds", "2", "--output", str(picture)])
+    printed = capsys.readouterr()
+    number = r"(\d+\.\d+)"
+    cells = r" {2,}".join([rf"{number} ± {number}"] * 3)
+    rows = re.findall(rf"^(\S.*?) {{2,}}{cells} +{number}$", printed.out, re.M)
+    assert [row[0] for row in rows] == names
+    table = {row[0]: [float(cell) for cell in row[1:]] for row in rows}
+    for accuracy, _, likelihood, _, calibration, _, milliseconds in table.values():
+        assert 20 < accuracy <= 100  # guessing reaches 10 %
+        assert 0 < likelihood < np.log(10)  # that of guessing
+        assert 0 <= calibration <= 100
+        assert milliseconds > 0
+    difference = re.search(r"is ([+-]\d+\.\d+) ± \d+\.\d+; below 0", printed.out)
+    assert float(difference[1]) == pytest.approx(
+        table["analytic"][2] - table["mean scaling"][2], abs=1.1e-4
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert printed.err == ""  # no progress bar in a log
+
+
+def test_sampled_inference_converges_to_analytic(inference):
+    """With S samples it is analytic inference plus a noise of a known size.
+
+    The average of one hidden unit is its expectation plus a noise of the variance
+    Var(relu(z)) / S, independent over units, and normal for a large S. To first order a
+    logarithm of a probability moves with it by its gradient, so its variance is the sum
+    of gradient^2 Var(relu(z)) / S over both layers. What is left out is smaller by a
+    factor of order 1 / sqrt(S). A normal variable passes 6 standard deviations with a
+    probability of 2e-9, one of the 4,500 here with less than 1e-5.
+    """
+    p, samples = 0.5, 1024
+    train_images, images, train_labels, _ = inference.load_data()
+    options = argparse.Namespace(p=p, epochs=3, seeds=1)
+    with inference.tqdm(disable=True) as bar:
+        (params,) = inference.train(train_images, train_labels, options, bar)
+
+    def network(x, noise):
+        variances = []
+        for name in ("hidden_1", "hidden_2"):
+            moments = functional.moments(x, **params[name], p=p)
+            x = functional.expected_activation(jax.nn.relu, *moments)
+            square = functional.expected_activation(lambda z: jax.nn.relu(z) ** 2, *moments)
+            variances.append(square - x**2)
+            x = x + noise[name]
+        scores = x @ params["readout"]["kernel"] + params["readout"]["bias"]
+        return jax.nn.log_softmax(scores), variances
+
+    @jax.jit
+    @jax.vmap
+    def expected_with_deviation(x):
+        zeros = {
+            name: jnp.zeros(inference.HIDDEN_UNITS) for name in ("hidden_1", "hidden_2")
+        }
+        gradients, variances = jax.jacrev(network, argnums=1, has_aux=True)(x, zeros)
+        terms = zip(gradients.values(), variances, strict=True)
+        variance = sum(gradient**2 @ variance for gradient, variance in terms)
+        return network(x, zeros)[0], jnp.sqrt(variance / samples)
+
+    def infer(*way):
+        call = jax.jit(partial(inference.log_probabilities, inference.Network(p, *way)))
+        return call(params, images, jax.random.key(5))
+
+    expected, deviation = expected_with_deviation(images)
+    np.testing.assert_allclose(infer("analytic"), expected, atol=1e-4)
+    assert (jnp.abs(infer("sample", samples) - expected) < 6 * deviation).all()
+    # The bound is tight enough to tell analytic inference from everything else.
+    for other in (infer("sample", 1), infer("mean")):
+        assert (jnp.abs(other - expected) > 6 * deviation).mean() > 0.3
+
+
+def test_mean_scaling_is_that_of_the_weights(inference):
+    images = inference.load_data()[1]
+    network = inference.Network(0.25, "mean")
+    params = network.init(jax.random.key(0), images, train=False)["params"]
+    x = images
+    for name in ("hidden_1", "hidden_2"):
+        kernel, bias = 0.75 * params[name]["kernel"], 0.75 * params[name]["bias"]
+        x = jnp.maximum(x @ kernel + bias[None], 0)
+    expected = x @ params["readout"]["kernel"] + params["readout"]["bias"][None]
+    scores = network.apply({"params": params}, images, train=False)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_scores_of_known_probabilities(inference):
+    """Two images are in the bin of 0.9, one of them right, and one in that of 0.5."""
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.5, 0.5]])
+    scores = inference.score(np.log(probabilities), np.array([0, 1, 0]))
+    likelihood = -np.log([0.9, 0.1, 0.5]).mean()
+    error = (abs(1 - 2 * 0.9) + abs(1 - 0.5)) / 3
+    np.testing.assert_allclose(scores, [200 / 3, likelihood, 100 * error])
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "message"),
+    [
+        ("--epochs", "0", r"--epochs must be 1 or more, but got 0; .* --epochs 100"),
+        ("--seeds", "-1", r"--seeds must be 1 or more, but got -1; .* --seeds 3"),
+        ("--p", "1", r"--p must be in \[0, 1\), but got 1\.0; .* --p 0\.5"),
+        ("--p", "nan", r"--p must be in \[0, 1\), but got nan; .* --p 0\.5"),
+        ("--p", "half", "argument --p: invalid float value: 'half'"),
+        ("--output", "x.jpg", r"ends in \.png, but got x\.jpg; .* output/dropconnect_inf"),
+        ("--output", f"{__file__}/x.png", "in a folder that exists or can be made, but"),
+    ],
+)
+def test_bad_option_of_the_comparison_is_refused(inference, option, given, message, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        inference.main([f"{option}={given}"])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_help_of_the_comparison_names_every_option(inference, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        inference.main(["--help"])
+    shown = capsys.readouterr().out
+    for option in ("--epochs", "--seeds", "--p", "--output"):
+        assert re.search(rf"^  {option} .*?\(default:\s", shown, re.M | re.S)
