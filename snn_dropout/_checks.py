@@ -219,9 +219,9 @@ def check_carried(where: str, before: Any, after: Any) -> None:
 
     if shapes(before) != shapes(after):
         raise ValueError(
-            f"The leaf {where} must keep its shape from step to step, but it had "
-            f"{shapes(before)} before the first one and {shapes(after)} after it; start "
-            f"from the first state of this batch, and let `sow` write to 'intermediates'."
+            f"The leaf {where} must keep its shape from step to step, but it has "
+            f"{shapes(before)} where this input makes {shapes(after)}; start from the "
+            f"first state of this batch, and let `sow` write to 'intermediates'."
         )
 
 

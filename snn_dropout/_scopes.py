@@ -54,6 +54,7 @@ class PureStep:
         kwargs: Mapping[str, Any],
         *,
         mutable: CollectionFilter,
+        forgotten: CollectionFilter = SOWN,
         initializing: bool = False,
         time_step: jax.Array | None = None,
     ) -> tuple[Any, Leaves]:
@@ -64,6 +65,7 @@ class PureStep:
           args: the arguments of the function, after the scopes.
           kwargs: its keyword arguments.
           mutable: the collections that the function may write.
+          forgotten: the collections that start empty, but for ``leaves``.
           initializing: whether modules are told that ``init`` runs.
           time_step: if given, it is folded into every key.
 
@@ -77,7 +79,7 @@ class PureStep:
             _restore(scope.rng_counters, counters)
         tops = {
             scope: Scope(
-                _variables(scope, _below(leaves, index), mutable),
+                _variables(scope, mutable, forgotten) | _below(leaves, index),
                 name=scope.name,
                 mutable=mutable,
                 path=scope.path,
@@ -119,14 +121,15 @@ class PureStep:
         return _leaves(dict.fromkeys(scope.root for scope in self._scopes), True)
 
 
-def _variables(scope: Scope, replaced: State, mutable: CollectionFilter) -> dict[str, Any]:
-    # What the step may write is a copy; what was sown before it is no part of it.
-    found = {
+def _variables(
+    scope: Scope, mutable: CollectionFilter, forgotten: CollectionFilter
+) -> dict[str, Any]:
+    # What the step may write is a copy.
+    return {
         name: unfreeze(dict(collection)) if in_filter(mutable, name) else collection
         for name, collection in scope.variables().items()
-        if name != SOWN
+        if not in_filter(forgotten, name)
     }
-    return found | replaced
 
 
 def _leaves(scopes: Iterable[Scope], collections: CollectionFilter) -> Leaves:

@@ -10,7 +10,7 @@ from flax.core import Scope
 from flax.core.scope import CollectionFilter, in_filter, subtract_filters, union_filters
 from flax.linen.transforms import decorator_lift_transform
 
-from snn_dropout._checks import check_time_axis
+from snn_dropout._checks import check_carried, check_time_axis
 from snn_dropout._scopes import SOWN, PureStep
 from snn_dropout.state import (
     Leaves,
@@ -88,11 +88,20 @@ def first_samples(
       samples: the number of copies, ``S``.
 
     Returns:
-      What ``init`` makes, ``S`` times: leaves ``[N, S, ...]``.
+      The state that is found, else what ``init`` makes, ``S`` times: leaves
+      ``[N, S, ...]``.
+
+    Raises:
+      ValueError: the state that is found is of another batch.
     """
     pure_step = PureStep(function, scopes)
     mutable = _carried(pure_step, state_collections)
-    _, first = pure_step({}, (z,), {}, mutable=mutable, initializing=True)
+    first, anew = (
+        pure_step({}, (z,), {}, mutable=mutable, forgotten=forgotten, initializing=True)[1]
+        for forgotten in (SOWN, mutable)
+    )
+    for path, leaf in first.items():
+        check_carried("/".join(path[1:]), leaf, anew[path])
     return _from_leaves({path: _repeated(leaf, samples) for path, leaf in first.items()})
 
 

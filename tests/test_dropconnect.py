@@ -370,6 +370,17 @@ def test_neurons_restart_with_the_simulation_and_row_by_row(x_seq, deterministic
     chex.assert_trees_all_equal(kept[name], moved[name])
 
 
+@pytest.mark.parametrize("changed", [{"samples_num": 8}, {"batch": 1}])
+def test_a_state_of_another_batch_or_number_of_samples_raises(x_seq, changed):
+    stale = spiking(step_mode="m", deterministic=True).init(KEY, x_seq)
+    layer = spiking(
+        step_mode="m", deterministic=True, samples_num=changed.get("samples_num", 16)
+    )
+    x = x_seq[:, : changed.get("batch", 3)]
+    with pytest.raises(ValueError, match=r"leaf [\w/]+ must keep its shape.*first"):
+        layer.apply(stale, x, rngs=RNGS, mutable=["state"])
+
+
 def test_a_neuron_with_its_own_collection_and_parameters(x_seq):
     class Trained(nn.Module):
         @nn.compact

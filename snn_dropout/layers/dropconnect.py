@@ -124,7 +124,7 @@ class DropConnectLinear(nn.Module):
         shape = (self.in_features, self.out_features)
         self.kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         if self.use_bias:
-            init = self.bias_init or self._uniform
+            init = self.bias_init or _uniform(self.in_features**-0.5)
             self.bias = self.param("bias", init, shape[1:], self.param_dtype)
 
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
@@ -285,12 +285,11 @@ class DropConnectLinear(nn.Module):
         return self.p > 0 and isinstance(self.activation, nn.Module)
 
     def _samples(self, z_seq: jax.Array) -> State:
-        found: State | None = self.get_variable(self.state_collection, SAMPLES, None)
-        if found is not None:
-            return found
         first = lift(partial(first_samples, (self.state_collection,)), _call)
-        state: State = first(self.activation, first_step(z_seq), self.samples_num)
-        return state
+        fresh: State = first(self.activation, first_step(z_seq), self.samples_num)
+        found: State = self.get_variable(self.state_collection, SAMPLES, fresh)
+        _checks.check_carried(path_of(self, SAMPLES), found, fresh)
+        return found
 
     def _keep_samples(self, state: State) -> None:
         if state:
@@ -300,9 +299,12 @@ class DropConnectLinear(nn.Module):
         _checks.check_rank("DropConnectLinear", x, step_mode, "N, I", 2, 2)
         _connection_checks.check_features(x, self.in_features)
 
-    def _uniform(self, key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
-        bound = self.in_features**-0.5
+
+def _uniform(bound: float) -> Initializer:
+    def init(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
