@@ -500,3 +500,32 @@ def test_zero_time_steps_give_an_empty_output():
         for deterministic in (True, False):
             y_seq = layer.apply(variables, x_seq, deterministic, rngs=RNGS)
             assert y_seq.shape == (0, 3, 5)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    ("invariant", "deterministic", "inference"),
+    [
+        (False, False, "sample"),
+        (True, False, "sample"),
+        (False, True, "sample"),
+        (False, True, "analytic"),
+    ],
+)
+def test_temporary_memory_with_gradients_is_bounded(invariant, deterministic, inference):
+    width = 512
+    layer = sd.DropConnectLinear(
+        width, width, invariant=invariant, inference=inference, step_mode="m"
+    )
+    x_seq = jnp.ones((8, 64, width))
+    variables = layer.init(KEY, x_seq[:1, :1], True)
+
+    def loss(variables, x_seq, key):
+        y_seq = layer.apply(variables, x_seq, deterministic, rngs={"dropout": key})
+        return (y_seq**2).sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    memory = gradient.lower(variables, x_seq, KEY).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 64 * 2**20
