@@ -5,7 +5,7 @@ instead. Nothing here knows Flax.
 """
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -247,8 +247,19 @@ def check_rows(done: Any) -> None:
         )
 
 
+def check_state(state: Any) -> None:
+    """Raises unless ``state`` is a collection."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"`state` must be the collection 'state', a dict of leaves, but got "
+            f"{type(state).__name__}; write for example `updated['state']`."
+        )
+
+
 def check_row_leaf(where: str, old: Any, new: Any, rows: int) -> None:
     """Raises unless ``old`` and ``new`` are alike and have ``rows`` rows."""
+    check_is_array(f"state{where}", old)
+    check_is_array(f"fresh{where}", new)
     if old.shape != new.shape or old.dtype != new.dtype:
         raise ValueError(
             f"`state` and `fresh` must agree at {where}, but have {old.dtype}"

@@ -27,7 +27,8 @@ leaf            dtype and shape                                       of
 7. A stored mask that does not fit the input raises.
 8. A mask belongs to (key, module path, shape of one step), so every way of
    running a simulation gives the same masks.
-9. A mask is never born inside a raw JAX transform within a module: that raises.
+9. A mask is never born inside a raw JAX transform within a module: that raises
+   (behind a lifted transform inside the raw one it can not be seen).
 10. Neurons are other people's: any collection can be carried, see
     ``MultiStep`` and ``simulate``.
 """
@@ -65,7 +66,9 @@ def init_state(
     ``variable_carry='state'``, starts from it, because the structure of a carry
     is fixed. Leaves that ``variables`` already has are left alone; a neuron's
     leaf that is missing is what ``init`` makes under the same arguments. The
-    forward passes that this takes are dead code under ``jit``.
+    forward passes that this takes are dead code under ``jit`` (effects such as
+    ``jax.debug.print`` are not). A leaf that is left alone is the caller's own
+    buffer: do not donate the state where that one is needed again.
 
     Example::
 
@@ -183,7 +186,11 @@ def reset_masks(state: Mapping[str, Any]) -> State:
 
     Returns:
       The state without the leaves ``mask``, ``kernel_mask`` and ``bias_mask``.
+
+    Raises:
+      TypeError: the state is no collection.
     """
+    _checks.check_state(state)
     leaves = to_leaves(state).items()
     return from_leaves({path: leaf for path, leaf in leaves if path[-1] not in MASK_NAMES})
 

@@ -25,9 +25,12 @@ class MultiStep(nn.Module):
     ``s[0], y[0] = step(s_first, x[0])``;   ``s[t], y[t] = step(s[t-1], x[t])``
 
     It is transparent: it has the parameter and state tree of the module it
-    wraps, and the same masks for the same key. Where ``"state"`` is mutable it
-    starts from the state it finds and leaves the last one; where it is not, it
-    runs on a state of its own and leaves nothing behind. A leaf that is missing
+    wraps, and the same masks for the same key. (A module made inline in a compact
+    method keeps its own name: name that one, not ``MultiStep``.)
+
+    Where ``"state"`` is mutable it starts from the state it finds and leaves the
+    last one; where it is not, it runs on a state of its own and leaves nothing
+    behind. A leaf that is missing
     is what ``init`` makes, a mask that is missing is drawn before the first
     step. What is random anew at each step draws from ``fold_in(key, t)``.
 
@@ -62,14 +65,12 @@ class MultiStep(nn.Module):
         super().__post_init__()
 
     def setup(self) -> None:
-        """Takes the scope of the module for its own."""
+        """Gives a module that came from outside this module's own scope."""
         module, scope = self.module, self.scope
         assert scope is not None
         assert module.scope is not None
         if module.scope.parent is scope:
             _bind(module, scope.rewound())
-        elif module.scope != scope:
-            nn.share_scope(self, module)
 
     def __call__(self, x_seq: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs the module once for each time step.
@@ -108,7 +109,8 @@ def simulate(
 ) -> tuple[Any, dict[str, Any]]:
     """Runs a whole simulation: ``model.apply`` over time with ``jax.lax.scan``.
 
-    It equals this loop, bit for bit, and compiles one step instead of ``T``::
+    It is this loop, with the same masks bit for bit and outputs that differ by no
+    more than a compiler rounds, and compiles one step instead of ``T``::
 
       state = init_state(model, variables, x_seq[0], rngs={'dropout': key})
       for t, x in enumerate(x_seq):

@@ -18,4 +18,9 @@ def test_every_python_block_runs():
 def test_continuous_integration_calls_the_command_that_is_printed():
     assert "\npython -m pytest\n" in README
     assert "python -m pytest\n" in (ROOT / ".ci" / "run").read_text()
-    assert (ROOT / "examples" / "train_digits.py").name in README
+
+
+def test_every_example_that_is_named_exists():
+    named = re.findall(r"python (examples/\w+\.py)", README)
+    assert {"examples/train_digits.py", "examples/dropconnect_inference.py"} <= set(named)
+    assert all((ROOT / example).exists() for example in named)

@@ -205,6 +205,36 @@ def test_nn_scan_with_a_carried_state_starts_from_init_state(x_seq):
     np.testing.assert_array_equal(y_seq, y_loop)
 
 
+def test_leaves_that_exist_are_left_alone_also_by_neurons_that_move_during_init(x_seq):
+    class Restless(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            v = self.variable("state", "v", jnp.zeros_like, x)
+            v.value = v.value + x
+            return v.value
+
+    given = {"v": jnp.ones((3, 8))}
+    state = sd.init_state(Restless(), {"state": given}, x_seq[0], rngs=None)
+    assert state["v"] is given["v"]
+    y_seq, _ = sd.simulate(Restless(), {"state": given}, x_seq)
+    np.testing.assert_allclose(y_seq, 1 + jnp.cumsum(x_seq, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_the_dicts_that_are_given_stay_as_they_are(variables, x_seq):
+    before = jax.tree.map(id, variables)
+    sd.init_state(Net(), variables, x_seq[0], train=True, rngs=RNGS)
+    sd.simulate(Net(), variables, x_seq, train=True, rngs=RNGS)
+    sd.MultiStep(Net()).apply(variables, x_seq, train=True, rngs=RNGS)
+    assert jax.tree.map(id, variables) == before
+
+
+def test_init_state_of_a_model_made_of_modules_can_be_called_again(x_seq):
+    model = nn.Sequential([nn.Dense(4), LIF(), sd.Dropout(0.5, deterministic=False)])
+    variables = model.init(KEY, x_seq[0])
+    first, second = (sd.init_state(model, variables, x_seq[0], rngs=RNGS) for _ in range(2))
+    chex.assert_trees_all_equal(first, second)
+
+
 def test_simulate_needs_no_state_at_all(variables, x_seq):
     with_state = sd.simulate(Net(), variables, x_seq, train=True, rngs=RNGS)
     without = sd.simulate(
@@ -539,6 +569,17 @@ def test_a_leaf_that_init_does_not_make_raises(x_seq):
             run(Late(), {}, x_seq[0], rngs=None)
 
 
+def test_reset_masks_drops_every_kind_of_mask():
+    state = {
+        "a": {"kernel_mask": jnp.ones(2), "bias_mask": jnp.ones(2), "v": jnp.ones(2)},
+        "b": {"mask": jnp.ones(2)},
+    }
+    assert paths(sd.reset_masks(state)) == ["a/v"]
+    assert paths(sd.reset_masks({"state": state})) == ["state/a/v"]
+    with pytest.raises(TypeError, match=r"`state` must be the collection.*NoneType"):
+        sd.reset_masks(None)
+
+
 def test_reset_functions_refuse_what_does_not_fit():
     state = {"a": {"v": jnp.zeros((3, 2))}}
     done = jnp.zeros(3, bool)
@@ -548,6 +589,8 @@ def test_reset_functions_refuse_what_does_not_fit():
         sd.reset_rows(done, state, {"a": {"v": jnp.zeros((2, 2))}})
     with pytest.raises(ValueError, match=r"`done` must be a bool array \[N\].*int32"):
         sd.reset_rows(jnp.zeros(3, jnp.int32), state, state)
+    with pytest.raises(TypeError, match=r"must be an array, but got float"):
+        sd.reset_rows(done, {"v": 1.0}, {"v": 1.0})
     with pytest.raises(ValueError, match="`done` has 2 elements"):
         sd.reset_rows(done[:2], state, state)
     with pytest.raises(ValueError, match="without a batch axis"):

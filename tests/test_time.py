@@ -1,6 +1,7 @@
 """`simulate` and `MultiStep`: any single-step module, in every place that users put it."""
 
 import chex
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.jaxprs import equations
 from tests.neurons import LIF, Net, loop
 
 KEY = jax.random.key(7)
@@ -226,6 +228,71 @@ def test_a_module_whose_child_is_called_module(x_seq):
     np.testing.assert_array_equal(
         sd.simulate(Wrapper(), variables, x_seq, rngs=RNGS)[0], y_loop
     )
+
+
+def test_simulate_inside_a_module_of_a_bound_model(x_seq):
+    class Outer(nn.Module):
+        def setup(self):
+            self.net = Net()
+
+        @nn.compact
+        def __call__(self, x_seq):
+            y = self.net(x_seq[0])
+            variables = {"params": self.net.variables["params"]}
+            return y, sd.simulate(self.net, variables, x_seq)[0]
+
+    variables = Outer().init(KEY, x_seq)
+    assert variables["params"].keys() == {"net"}
+    (_, y_seq), _ = Outer().apply(variables, x_seq, mutable=["state"])
+    given = {"params": variables["params"]["net"]}
+    np.testing.assert_array_equal(y_seq, sd.simulate(Net(), given, x_seq)[0])
+
+
+def test_parameters_are_not_carried(x_seq):
+    variables = Net().init(KEY, x_seq[0])
+    multi_step = sd.MultiStep(Net())
+
+    def run(variables):
+        return multi_step.apply(variables, x_seq, train=True, rngs=RNGS, mutable=True)
+
+    _, updated = run(variables)
+    chex.assert_trees_all_equal(updated["params"], variables["params"])
+    jaxpr = jax.make_jaxpr(run)(variables).jaxpr
+    (scan,) = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+    kernels = {
+        leaf.shape for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 2
+    }
+    assert not kernels & {out.aval.shape for out in scan.outvars}
+
+
+def test_counters_of_other_dropouts_go_on_from_call_to_call(x_seq):
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.5, deterministic=False)(x)
+
+    class Shared(nn.Module):
+        def setup(self):
+            self.noisy = Noisy()
+            self.over_time = sd.MultiStep(self.noisy)
+
+        def __call__(self, x_seq):
+            x_seq = jnp.ones_like(x_seq)
+            return self.noisy(x_seq[0]), self.over_time(x_seq), self.over_time(x_seq)
+
+    first, second, third = Shared().apply({}, x_seq, rngs=RNGS)
+    runs = [first, *second, *third]
+    assert all((a != b).any() for i, a in enumerate(runs) for b in runs[:i])
+
+
+def test_errors_inside_an_inline_multistep_name_the_whole_path(x_seq):
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            return sd.MultiStep(Net(name="inner"))(x_seq, train=True)
+
+    with pytest.raises(flax.errors.InvalidRngError, match=r"state/inner/Dropout_0/mask"):
+        Outer().apply(Outer().init(KEY, x_seq), x_seq)
 
 
 def test_batch_stats_are_carried_and_returned(x_seq):

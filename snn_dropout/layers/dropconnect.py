@@ -267,13 +267,14 @@ class DropConnectLinear(nn.Module):
     ) -> jax.Array:
         """Steps one copy of the neurons a sample; their state is the leaf `samples`."""
         step = lift(partial(sampled_over_time, (self.state_collection,)), _call)
+        mean = mean.astype(dtype)
         state: State
         y_seq: jax.Array
         state, y_seq = step(
             self.activation,
             self._samples(mean),
             key,
-            mean.astype(dtype),
+            mean,
             standard_deviation(variance).astype(dtype),
             self.samples_num,
         )
