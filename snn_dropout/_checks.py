@@ -145,7 +145,7 @@ def check_stored_mask(where: str, stored: Any, shape: Sequence[int], dtype: Any)
         )
 
 
-def check_time_axis(x_seq: Any) -> int:
+def check_time_axis(x_seq: Any) -> Any:
     """Returns the number of time steps of ``x_seq``, or raises if it has none."""
     leaves = jax.tree.leaves(x_seq)
     if not leaves:
@@ -164,9 +164,10 @@ def check_time_axis(x_seq: Any) -> int:
     if len(steps) > 1:
         raise ValueError(
             f"The arrays of `x_seq` must have the same number of time steps, but got "
-            f"{sorted(steps)}; what is the same at every step is another argument."
+            f"{', '.join(sorted(map(str, steps)))}; what is the same at every step is "
+            f"another argument."
         )
-    return int(steps.pop())
+    return steps.pop()  # an integer, or a symbolic dimension during an export
 
 
 def check_mutable(mutable: Any) -> tuple[str, ...]:

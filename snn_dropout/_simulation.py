@@ -208,6 +208,10 @@ def first_step(x_seq: Any) -> Any:
 
     def first(x: jax.Array) -> jax.Array:
         # A simulation of no steps still has a step's shape.
-        return x[0] if x.shape[0] else jnp.zeros(x.shape[1:], x.dtype)
+        steps = x.shape[0]
+        if isinstance(steps, int) and steps == 0:
+            return jnp.zeros(x.shape[1:], x.dtype)
+        one: jax.Array = jax.lax.dynamic_index_in_dim(x, 0, keepdims=False)
+        return one
 
     return jax.tree.map(first, x_seq)

@@ -456,6 +456,24 @@ def test_no_retrace_on_the_second_batch(x_seq):
     assert len(traces) == 2, "another number of steps is another program"
 
 
+def test_one_exported_program_serves_any_number_of_steps_and_examples(x_seq):
+    params = Net().init(KEY, x_seq[0])["params"]
+
+    def run(params, x_seq, seed):
+        rngs = {"dropout": jax.random.wrap_key_data(seed)}
+        return sd.simulate(Net(), {"params": params}, x_seq, train=True, rngs=rngs)[0]
+
+    steps, examples = jax.export.symbolic_shape("steps, examples")
+    shape = jax.ShapeDtypeStruct((steps, examples, 8), x_seq.dtype)
+    seed = jax.random.key_data(KEY)
+    platforms = ["cpu", "cuda", "tpu"]
+    exported = jax.export.export(jax.jit(run), platforms=platforms)(params, shape, seed)
+    for given in (x_seq, x_seq[:2, :1]):
+        np.testing.assert_array_equal(
+            exported.call(params, given, seed), run(params, given, seed)
+        )
+
+
 class DroppedLSTM(nn.RNNCellBase):
     """Variational dropout (Gal and Ghahramani 2016) on the input and the output."""
 
