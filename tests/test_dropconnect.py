@@ -1,5 +1,6 @@
 """`DropConnectLinear`: what it adds to the laws."""
 
+import sys
 from pathlib import Path
 
 import chex
@@ -192,6 +193,33 @@ def test_training_averages_to_the_mean_of_inference():
     error = 6 * np.sqrt(variance / 20000)
     assert (np.abs(y.mean(0, keepdims=True) - mean) <= error).all()
     np.testing.assert_allclose(y.var(0, keepdims=True), variance, rtol=0.1)
+
+
+def test_kernel_and_bias_masks_come_from_different_keys(monkeypatch):
+    keys = []
+
+    def recording(draw):
+        def record(key, *args):
+            keys.append(jax.random.key_data(key).tolist())
+            return draw(key, *args)
+
+        return record
+
+    module = sys.modules["snn_dropout.layers.dropconnect"]
+    for name in ("draw_bits", "draw_mask"):
+        monkeypatch.setattr(module, name, recording(getattr(module, name)))
+    for invariant in (True, False):
+        layer = sd.DropConnectLinear(6, 4, invariant=invariant, deterministic=False)
+        layer.apply(
+            layer.init(KEY, jnp.ones((1, 6))),
+            2,
+            rngs=RNGS,
+            method="drop",
+            mutable=["state"],
+        )
+    assert len(keys) == 4
+    assert keys[0] != keys[1]
+    assert keys[2] != keys[3]
 
 
 def test_held_masks_are_used_again_and_given_ones_injected():
