@@ -111,12 +111,15 @@ def backward_by_example(
 ) -> tuple[jax.Array, jax.Array]:
     """Walks the batch twice: two short loop bodies compile to faster code than one."""
 
-    def input_gradient(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def vector_gradient(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         dy, words = inputs
-        if dy.shape[0] == 1:
-            return dy @ _masked(words, kernel).T
-        # The same product with the masked kernel on the left is faster for matrices.
-        return lax.dot_general(_masked(words, kernel), dy, (((1,), (1,)), ((), ()))).T
+        return dy @ _masked(words, kernel).T
+
+    def matrix_gradient(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        # With the masked kernel on the left, and turned outside of the loop: inside
+        # of it XLA would turn the kernel instead, which takes half as long again.
+        dy, words = inputs
+        return lax.dot_general(_masked(words, kernel), dy, (((1,), (1,)), ((), ())))
 
     def add_kernel_gradient(
         total: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]
@@ -124,7 +127,10 @@ def backward_by_example(
         x, dy, words = inputs
         return total + _masked(words, x.T @ dy).astype(total.dtype), None
 
-    dx = lax.map(input_gradient, (dy, words))
+    if dy.shape[1] == 1:
+        dx = lax.map(vector_gradient, (dy, words))
+    else:
+        dx = lax.map(matrix_gradient, (dy, words)).swapaxes(1, 2)
     zero = jnp.zeros(kernel.shape, _wide(kernel.dtype))
     dkernel, _ = lax.scan(add_kernel_gradient, zero, (x, dy, words))
     return dx, dkernel.astype(kernel.dtype)
