@@ -8,10 +8,7 @@ import numpy as np
 
 from snn_dropout._checks import check_mask_is_bool, check_probability
 from snn_dropout._connection_checks import check_packed_width
-
-WORD = 32  # bits
-# The resolution of a probability; a uniform float32 in [0, 1) has the same.
-DIGITS = 23
+from snn_dropout.functional._words import WORD, bernoulli_words, philox
 
 
 def pack_bits(mask: jax.Array) -> jax.Array:
@@ -64,18 +61,20 @@ def unpack_bits(words: jax.Array, O: int) -> jax.Array:  # noqa: E741
       TypeError, ValueError: the words are not uint32, or not as many as ``O`` needs.
     """
     check_packed_width(words, packed_width(O), O)
-    lanes = words[..., None] >> _places(words.ndim + 1)
-    bits = (lanes & np.uint32(1)).astype(bool)
-    return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD)[..., :O]
+    return unpack_lanes(words, WORD)[..., :O]
+
+
+def unpack_lanes(words: jax.Array, lanes: int) -> jax.Array:
+    """Unpacks the lowest bits of words ``[..., W]`` to bool ``[..., W lanes]``."""
+    bits = words[..., None] >> _places(words.ndim + 1)[..., :lanes] & np.uint32(1)
+    return bits.astype(bool).reshape(*words.shape[:-1], words.shape[-1] * lanes)
 
 
 def draw_bits(key: jax.Array, shape: Sequence[int], p: float) -> jax.Array:
     """Draws a packed keep mask: each bit is 1 with probability ``1 - p``, independently.
 
-    With ``1 - p = 0.b1 b2 ... bm`` in binary, ``r = 0`` and ``r = w | r if b else w & r``
-    for a random word ``w`` and each digit ``b`` from the last to the first leaves each
-    bit of ``r`` set with probability exactly ``1 - p``: ``m`` random bits an element,
-    one for ``p = 0.5``. ``1 - p`` is rounded to 23 binary digits, and to 0 or 1 only
+    It takes as many random bits an element as ``1 - p`` has binary digits: one for
+    ``p = 0.5``, two for 0.25. ``1 - p`` is rounded to 23 of them, and to 0 or 1 only
     where ``p`` is 1 or 0.
 
     Example::
@@ -102,36 +101,7 @@ def draw_bits(key: jax.Array, shape: Sequence[int], p: float) -> jax.Array:
     packed = (*shape[:-1], packed_width(shape[-1]))
     if p in (0, 1):
         return jnp.full(packed, 0 if p == 1 else 2**WORD - 1, jnp.uint32)
-    last, *others = _binary_digits(1.0 - float(p))
-    keys = jax.random.split(_fast_key(key), 1 + len(others))
-
-    def prepend(
-        words: jax.Array, digit: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, None]:
-        key, one = digit
-        random = jax.random.bits(key, packed, jnp.uint32)
-        return jnp.where(one, random | words, random & words), None
-
-    assert last, "trailing zeros change nothing and are stripped"
-    words = jax.random.bits(keys[0], packed, jnp.uint32)
-    if others:
-        words, _ = jax.lax.scan(prepend, words, (keys[1:], jnp.array(others)))
-    return words
-
-
-def _binary_digits(q: float) -> list[bool]:
-    """Returns the digits of ``q`` behind the binary point, the last one first."""
-    number = min(max(round(q * 2**DIGITS), 1), 2**DIGITS - 1)
-    digits = [bool(number >> place & 1) for place in range(DIGITS)]
-    return digits[digits.index(True) :]
-
-
-def _fast_key(key: jax.Array) -> jax.Array:
-    # Philox makes words several times faster than the default generator, and the same
-    # on every platform; all 64 bits of its key come from the key that is given.
-    seed = jax.random.bits(key, (2,), jnp.uint32)
-    fast: jax.Array = jax.random.wrap_key_data(seed, impl="philox4x32")
-    return fast
+    return bernoulli_words(philox(key, packed), 1.0 - float(p))
 
 
 def packed_width(length: int) -> int:

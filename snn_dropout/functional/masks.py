@@ -1,14 +1,24 @@
 """Keep masks as pure functions: draw one from a key, apply it to an array."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from snn_dropout._checks import check_is_array, check_mask_fits, check_probability
+from snn_dropout.functional._words import (
+    WORD,
+    bernoulli,
+    bernoulli_words,
+    binary_digits,
+    threefry,
+)
+from snn_dropout.functional.bits import unpack_lanes
 
 
 def draw_mask(
@@ -22,8 +32,10 @@ def draw_mask(
 
     ``mask[i] ~ Bernoulli(1 - p)``
 
-    The uniform draw is compared with ``float32(1 - p)``, whatever the default
-    dtype, so that the same key gives the same mask with and without x64.
+    It takes as many random bits an element as ``1 - p`` has binary digits: one for
+    ``p = 0.5``, two for 0.25. ``1 - p`` is rounded to 23 of them, and to 0 or 1 only
+    where ``p`` is 1 or 0. The same key gives the same mask with and without x64, under
+    every transform, and in every sharding on any number of devices.
 
     Example::
 
@@ -46,8 +58,52 @@ def draw_mask(
       TypeError, ValueError: ``p`` is not a static number in [0, 1].
     """
     check_probability(p)
-    keep = np.float32(1.0 - float(p))
-    return jax.random.bernoulli(key, keep, tuple(shape), out_sharding=out_sharding)
+    mask: jax.Array = _draw(key, tuple(shape), float(p), out_sharding)
+    return mask
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _draw(
+    key: jax.Array, shape: tuple[int, ...], p: float, sharding: NamedSharding | None
+) -> jax.Array:
+    if p in (0.0, 1.0):
+        return lax.full(shape, p == 0, jnp.bool_, sharding=sharding)
+    if not shape:
+        return jnp.squeeze(draw_mask(key, (1,), p))
+    q = 1.0 - p
+    # Axes behind the last one that is not shared are set aside: they are all 1.
+    ndim = 1 + max((axis for axis, length in enumerate(shape) if length != 1), default=0)
+    *rows, length = shape[:ndim]
+    bits = _bits_of_a_word(rows, length)
+    if len(binary_digits(q)) > bits:
+        first_axes = None if sharding is None else _first_axes(sharding, ndim)
+        mask = bernoulli(threefry(key, (*rows, length), first_axes), q)
+    else:
+        first_axes = None if sharding is None else _first_axes(sharding, ndim - 1)
+        words = bernoulli_words(threefry(key, (*rows, length // bits), first_axes), q)
+        mask = unpack_lanes(words, bits)
+    mask = lax.expand_dims(mask, range(ndim, len(shape)))
+    if sharding is not None:
+        mask = reshard(mask, sharding)
+    # One mask in memory, not another draw of it for each time step that reads it.
+    kept: jax.Array = lax.optimization_barrier(mask)
+    return kept
+
+
+def _bits_of_a_word(rows: Sequence[int], length: int) -> int:
+    """Returns how many neighbours along the last axis are the bits of one word.
+
+    Words end where a row ends, so that no device needs those of another one. The first
+    axis is the batch, whose size may be unknown and must not change the mask.
+    """
+    if not rows or not isinstance(length, int):
+        return 1
+    return math.gcd(length, WORD)
+
+
+def _first_axes(sharding: NamedSharding, count: int) -> NamedSharding:
+    """Shards the first ``count`` axes as given, and none behind them."""
+    return sharding.update(spec=PartitionSpec(*tuple(sharding.spec)[:count]))
 
 
 def apply_mask(x: jax.Array, mask: jax.Array, p: float) -> jax.Array:
@@ -124,7 +180,10 @@ def draw_mask_like(
       A bool array of the given shape.
     """
     if isinstance(x, jax.core.Tracer):
-        like = _sharding_for(jax.typeof(x).sharding, x.ndim, shape)
+        sharding = jax.typeof(x).sharding
+        if sharding.mesh.empty:
+            return draw_mask(key, shape, p)
+        like = _sharding_for(sharding, x.ndim, shape)
         return draw_mask(key, shape, p, out_sharding=like)
     if isinstance(sharding := getattr(x, "sharding", None), NamedSharding):
         # Outside of jit a sharding is a request to the compiler, not a type.

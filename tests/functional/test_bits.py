@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from snn_dropout import functional
-from snn_dropout.functional.bits import DIGITS, _binary_digits
+from snn_dropout.functional._words import DIGITS, bernoulli_words, binary_digits
 
 KEY = jax.random.key(0)
 
@@ -33,20 +33,25 @@ def test_the_layout_is_that_of_numpy():
     ("p", "digits"), [(0.5, 1), (0.25, 2), (0.75, 2), (0.125, 3), (0.0625, 4), (0.3, 22)]
 )
 def test_a_draw_takes_as_many_random_bits_as_the_probability_has_digits(p, digits):
-    found = _binary_digits(1 - p)
+    found = binary_digits(1 - p)
     assert len(found) <= digits <= DIGITS
     value = sum(one * 2.0 ** -(len(found) - place) for place, one in enumerate(found))
     assert abs(value - (1 - p)) <= 2**-DIGITS
 
 
-def test_the_recursion_gives_exactly_the_probability():
-    # All words of 3 bits: 8 lanes hold every combination of three random bits once.
-    patterns = [np.array([n >> place & 1 for n in range(8)], bool) for place in range(3)]
-    for number in range(1, 8):
-        words = np.zeros(8, bool)
-        for place, pattern in enumerate(patterns):
-            words = pattern | words if number >> place & 1 else pattern & words
-        assert words.sum() == number
+@pytest.mark.parametrize("digits", range(1, 8))
+def test_the_recursion_gives_exactly_the_probability(digits):
+    # The 256 lanes of eight words hold every combination of eight random bits once.
+    lanes = np.arange(256)
+    planes = [functional.pack_bits(jnp.asarray(lanes >> n & 1, bool)) for n in range(8)]
+    planes = jnp.stack(planes).reshape(4, 2, -1)
+
+    def generate(number):
+        return tuple(planes[number])
+
+    for kept in range(1, 2**digits, 2):
+        words = bernoulli_words(generate, kept / 2**digits)
+        assert int(jax.lax.population_count(words).sum()) == kept * 2 ** (8 - digits)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.25, 0.9, 0.3, 1e-3])

@@ -25,6 +25,37 @@ def test_draw_mask_keeps_with_probability_1_minus_p(p):
     assert low <= int(mask.sum()) <= high
 
 
+@pytest.mark.parametrize("p", [0.5, 0.25, 0.3])
+@pytest.mark.parametrize("length", [10, 61, 64, 100])
+def test_neighbours_are_independent_whatever_the_length_of_a_row(p, length):
+    # Bits of a word for some of these, comparisons for the others.
+    mask = np.asarray(functional.draw_mask(KEY, (4000, length), p)).astype(float)
+    close = 6 / np.sqrt(4000)  # six standard deviations of a correlation
+    correlations = np.corrcoef(mask, rowvar=False)
+    assert np.abs(correlations - np.eye(length)).max() < close
+    assert abs(np.corrcoef(mask[1:].ravel(), mask[:-1].ravel())[0, 1]) < close
+    assert np.abs(mask.mean(0) - (1 - p)).max() < close
+
+
+@pytest.mark.parametrize("p", [0.5, 0.3])
+def test_axes_of_length_1_at_the_end_change_nothing(p):
+    mask = functional.draw_mask(KEY, (8, 64), p)
+    np.testing.assert_array_equal(
+        functional.draw_mask(KEY, (8, 64, 1, 1), p)[..., 0, 0], mask
+    )
+    column = functional.draw_mask(KEY, (8,), p)
+    np.testing.assert_array_equal(functional.draw_mask(KEY, (8, 1), p)[:, 0], column)
+
+
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (3, 61)])
+def test_drawing_under_vmap_is_drawing_one_by_one(shape):
+    keys = jax.random.split(KEY, 3)
+    masks = jax.vmap(lambda key: functional.draw_mask(key, shape, 0.25))(keys)
+    for key, mask in zip(keys, masks, strict=True):
+        np.testing.assert_array_equal(functional.draw_mask(key, shape, 0.25), mask)
+    assert not (masks[0] == masks[1]).all()
+
+
 @pytest.mark.parametrize(
     ("p", "expected"), [(0, True), (0.0, True), (1, False), (1.0, False)]
 )
@@ -32,7 +63,7 @@ def test_draw_mask_limits(p, expected):
     assert (functional.draw_mask(KEY, (10**6,), p) == expected).all()
 
 
-def test_draw_mask_compares_in_float32_whatever_x64():
+def test_draw_mask_draws_the_same_whatever_x64():
     mask = functional.draw_mask(KEY, (1000,), 0.1)
     with jax.enable_x64(True):
         np.testing.assert_array_equal(functional.draw_mask(KEY, (1000,), 0.1), mask)
@@ -62,9 +93,10 @@ def test_apply_mask_keeps_the_mask_and_nothing_else_for_the_gradient():
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_gradients_forward_and_reverse(order):
-    mask = functional.draw_mask(KEY, (4, 6), 0.5)
-    x = jax.random.normal(KEY, (3, 4, 6))
-    check_grads(lambda x: functional.apply_mask(x, mask, 0.3) ** 2, (x,), order=order)
+    mask = functional.draw_mask(KEY, (4, 6), 0.3)
+    with jax.enable_x64(True):  # finite differences of second order need it
+        x = jax.random.normal(KEY, (3, 4, 6))
+        check_grads(lambda x: functional.apply_mask(x, mask, 0.3) ** 2, (x,), order=order)
 
 
 def test_wide_and_complex_dtypes():

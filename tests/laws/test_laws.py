@@ -1,5 +1,6 @@
 """The laws, one test each, over the table of all layers."""
 
+import re
 from collections.abc import Callable
 
 import chex
@@ -353,18 +354,33 @@ def test_dropped_nan_and_infinity_give_zero_and_zero_gradient(row):
 
 
 @every_dropout
-def test_masks_follow_the_sharding_of_the_input_and_not_the_number_of_devices(row):
-    x_seq = row.x_seq((8, *row.shape[1:]))
-    y_alone, state_alone = run(row.layer("m"), x_seq)
+@pytest.mark.parametrize("axis", [0, -1])
+def test_masks_follow_the_sharding_of_the_input_and_not_the_number_of_devices(row, axis):
+    # 40 is no multiple of the 32 bits of a word, nor is the share of a device, 5.
+    shape = list(row.shape)
+    shape[axis] = 40
+    x_seq, layer = row.x_seq(shape), row.layer("m")
+    y_alone, state_alone = run(layer, x_seq)
+    spec = [None] * len(shape)
+    spec[axis] = "data"
+    of_mask = [name if length > 1 else None for name, length in
+               zip(spec, state_alone["mask"].shape, strict=True)]  # fmt: skip
     for axis_type in jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit:
         mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
-        spec = jax.sharding.PartitionSpec(None, "data")
-        x = jax.device_put(x_seq, jax.sharding.NamedSharding(mesh, spec))
-        for function in (run, jax.jit(run, static_argnums=0)):
-            y, state = function(row.layer("m"), x)
+
+        def sharding(*spec, mesh=mesh):
+            return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+        x = jax.device_put(x_seq, sharding(None, *spec))
+        jitted = jax.jit(run, static_argnums=0)
+        for function in (run, jitted):
+            y, state = function(layer, x)
             np.testing.assert_array_equal(y, y_alone)
             chex.assert_trees_all_equal(state, state_alone)
-            assert state["mask"].sharding.is_equivalent_to(
-                jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")),
-                state["mask"].ndim,
-            )
+            mask = state["mask"]
+            assert mask.sharding.is_equivalent_to(sharding(*of_mask), mask.ndim)
+        program = jitted.lower(layer, x).compile().as_text()
+        assert not re.findall(COLLECTIVES, program), "each device makes its own part"
+
+
+COLLECTIVES = r"\b(?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\b"
