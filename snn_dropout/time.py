@@ -110,7 +110,9 @@ def simulate(
     """Runs a whole simulation: ``model.apply`` over time with ``jax.lax.scan``.
 
     It is this loop, with the same masks bit for bit and outputs that differ by no
-    more than a compiler rounds, and compiles one step instead of ``T``::
+    more than a compiler rounds, and compiles one step instead of ``T``. Outside of
+    ``jax.jit`` it compiles that step at every call: jit the simulation, or all of the
+    training step::
 
       state = init_state(model, variables, x_seq[0], rngs={'dropout': key})
       for t, x in enumerate(x_seq):
