@@ -199,9 +199,9 @@ def test_kernel_and_bias_masks_come_from_different_keys(monkeypatch):
     keys = []
 
     def recording(draw):
-        def record(key, *args):
+        def record(key, *args, **kwargs):
             keys.append(jax.random.key_data(key).tolist())
-            return draw(key, *args)
+            return draw(key, *args, **kwargs)
 
         return record
 

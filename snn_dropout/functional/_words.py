@@ -10,15 +10,18 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 from jax.sharding import NamedSharding
 
+from snn_dropout.functional._philox import counters, philox4x32
+from snn_dropout.functional._sharding import vary_alike
+
 WORD = 32  # bits
 # The resolution of a probability; a uniform float32 in [0, 1) has the same.
 DIGITS = 23
 
-# Makes two arrays of random words from a number; all of them are independent.
-Generator = Callable[[jax.Array | int], tuple[jax.Array, jax.Array]]
+# Makes a block of arrays of random words from a number; all of them are independent.
+Generator = Callable[[jax.Array | int], tuple[jax.Array, ...]]
 
 
-def bernoulli_words(generate: Generator, q: float) -> jax.Array:
+def bernoulli_words(generate: Generator, q: float, *, unroll: bool = False) -> jax.Array:
     """Makes words whose bits are 1 with probability ``q``, independently.
 
     With ``q = 0.b1 b2 ... bm`` in binary, ``r = 0`` and ``r = w | r if b else w & r`` for
@@ -26,34 +29,40 @@ def bernoulli_words(generate: Generator, q: float) -> jax.Array:
     ``r`` set with probability exactly ``q``, for ``m`` random bits.
 
     Args:
-      generate: makes the random words, two for each number.
+      generate: makes the random words, a block for each number.
       q: the probability, rounded to 23 binary digits, and to neither 0 nor 1.
+      unroll: whether all blocks are one pass over memory; else they are a loop.
 
     Returns:
       uint32 of the shape that ``generate`` makes.
     """
     _, *digits = binary_digits(q)  # the last one is a 1: r is the first word
-    words, second = generate(0)
-    if len(digits) % 2:
-        words = second | words if digits.pop(0) else second & words
-    if not digits:
-        return words
+    words, *others = generate(0)
+    block = 1 + len(others)
+    # The first block serves the digits that fill no other one.
+    first = len(digits) % block
+    for digit, word in zip(digits[:first], others, strict=False):
+        words = word | words if digit else word & words
+    ones = np.array(digits[first:], bool).reshape(-1, block)
+    numbers = np.arange(1, 1 + len(ones), dtype=np.uint32)
 
-    def prepend(words: jax.Array, pair: Any) -> tuple[jax.Array, None]:
-        number, ones = pair
-        for one, random in zip(ones, generate(number), strict=True):
-            words = jnp.where(one, random | words, random & words)
+    def prepend(words: jax.Array, number_and_digits: Any) -> tuple[jax.Array, None]:
+        number, digits = number_and_digits
+        for digit, word in zip(digits, generate(number), strict=True):
+            words = jnp.where(digit, word | words, word & words)
         return words, None
 
-    ones = np.array(digits).reshape(-1, 2)
-    numbers = np.arange(1, 1 + len(ones), dtype=np.uint32)
-    words, _ = lax.scan(prepend, words, (numbers, ones))
+    if unroll:
+        for number_and_digits in zip(numbers, ones, strict=True):
+            words, _ = prepend(words, number_and_digits)
+    elif len(ones):
+        words, _ = lax.scan(prepend, words, (numbers, ones))
     return words
 
 
 def bernoulli(generate: Generator, q: float) -> jax.Array:
     """Compares a random word for each element: True with probability ``q`` as above."""
-    words, _ = generate(0)
+    words, *_ = generate(0)
     return words >> np.uint32(WORD - DIGITS) < np.uint32(_numerator(q))
 
 
@@ -69,20 +78,18 @@ def _numerator(q: float) -> int:
 
 
 def philox(key: jax.Array, shape: Sequence[int]) -> Generator:
-    """Generates by Philox: the cheapest words, for large masks that a loop reads.
+    """Generates by Philox, four words a block: for large masks that a loop reads.
 
-    It is ordinary arithmetic to the compiler, which may do it again wherever a word is
-    read, for each time step or each bit. All 64 bits of its key come from ``key``.
+    It is ordinary arithmetic to the compiler, which fuses it with what reads its words,
+    and may do it again for each time step or each bit that does. All 64 bits of its key
+    come from ``key``. On a mesh each device makes its own words.
     """
     seed = jax.random.bits(key, (2,), jnp.uint32)
-    fast = jax.random.wrap_key_data(seed, impl="philox4x32")
+    first, index = counters(shape)
+    zero = jnp.zeros(shape, jnp.uint32)
 
-    def generate(number: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        first, second = jax.random.split(jax.random.fold_in(fast, number))
-        return (
-            jax.random.bits(first, shape, jnp.uint32),
-            jax.random.bits(second, shape, jnp.uint32),
-        )
+    def generate(number: jax.Array | int) -> tuple[jax.Array, ...]:
+        return philox4x32(seed, (zero + jnp.uint32(number), first, zero, index))
 
     return generate
 
@@ -90,7 +97,7 @@ def philox(key: jax.Array, shape: Sequence[int]) -> Generator:
 def threefry(
     key: jax.Array, shape: Sequence[int], sharding: NamedSharding | None = None
 ) -> Generator:
-    """Generates by Threefry, both words of each block: for masks that are kept.
+    """Generates by Threefry, two words a block: for masks that are kept.
 
     ``jax.random.bits`` returns one word a block. A word depends on the key, the number
     and its own place alone: it is the same in every sharding, and no device needs what
@@ -110,12 +117,14 @@ def threefry(
     def places(axis: int) -> jax.Array:
         return lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
 
-    def generate(number: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    def generate(number: jax.Array | int) -> tuple[jax.Array, ...]:
         column = places(len(rows))
         row = jnp.full_like(column, number)
         for axis, length in enumerate(rows):
             row = row * jnp.asarray(length, jnp.uint32) + places(axis)
-        first, second = threefry2x32_p.bind(seed[0], seed[1], row, column)
+        words = threefry2x32_p.bind(seed[0], seed[1], row, column)
+        # Within `shard_map` the primitive does not say that its words differ as keys do.
+        first, second, _ = vary_alike(*words, seed)
         return first, second
 
     return generate

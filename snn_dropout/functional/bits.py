@@ -1,10 +1,12 @@
 """Keep masks of one bit an element: drawn, packed and unpacked."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from snn_dropout._checks import check_mask_is_bool, check_probability
 from snn_dropout._connection_checks import check_packed_width
@@ -37,7 +39,9 @@ def pack_bits(mask: jax.Array) -> jax.Array:
     padded = jnp.pad(mask, padding)
     lanes = padded.reshape(*mask.shape[:-1], packed_width(mask.shape[-1]), WORD)
     # The bits of a word are disjoint, so their sum is their union.
-    return jnp.sum(lanes.astype(jnp.uint32) << _places(lanes.ndim), -1, dtype=jnp.uint32)
+    return jnp.sum(
+        lanes.astype(jnp.uint32) << _places(lanes.ndim, WORD), -1, dtype=jnp.uint32
+    )
 
 
 def unpack_bits(words: jax.Array, O: int) -> jax.Array:  # noqa: E741
@@ -66,16 +70,22 @@ def unpack_bits(words: jax.Array, O: int) -> jax.Array:  # noqa: E741
 
 def unpack_lanes(words: jax.Array, lanes: int) -> jax.Array:
     """Unpacks the lowest bits of words ``[..., W]`` to bool ``[..., W lanes]``."""
-    bits = words[..., None] >> _places(words.ndim + 1)[..., :lanes] & np.uint32(1)
+    bits = words[..., None] >> _places(words.ndim + 1, lanes) & np.uint32(1)
     return bits.astype(bool).reshape(*words.shape[:-1], words.shape[-1] * lanes)
 
 
-def draw_bits(key: jax.Array, shape: Sequence[int], p: float) -> jax.Array:
+def draw_bits(
+    key: jax.Array,
+    shape: Sequence[int],
+    p: float,
+    *,
+    out_sharding: NamedSharding | None = None,
+) -> jax.Array:
     """Draws a packed keep mask: each bit is 1 with probability ``1 - p``, independently.
 
     It takes as many random bits an element as ``1 - p`` has binary digits: one for
     ``p = 0.5``, two for 0.25. ``1 - p`` is rounded to 23 of them, and to 0 or 1 only
-    where ``p`` is 1 or 0.
+    where ``p`` is 1 or 0. The bits are the same for any number of devices.
 
     Example::
 
@@ -89,6 +99,7 @@ def draw_bits(key: jax.Array, shape: Sequence[int], p: float) -> jax.Array:
       key: a key of ``jax.random``; it is consumed.
       shape: the shape of the mask, unpacked.
       p: the probability of being dropped, a static number in [0, 1].
+      out_sharding: the sharding of the words, as in ``jax.random``.
 
     Returns:
       uint32 words of the shape of ``pack_bits`` of such a mask; the bits beyond the
@@ -99,9 +110,18 @@ def draw_bits(key: jax.Array, shape: Sequence[int], p: float) -> jax.Array:
     """
     check_probability(p)
     packed = (*shape[:-1], packed_width(shape[-1]))
+    draw = partial(_draw_words, shape=packed, p=float(p))
+    if out_sharding is not None:
+        explicit = out_sharding.mesh.explicit_axes
+        draw = jax.sharding.auto_axes(draw, out_sharding=out_sharding, axes=explicit)
+    words: jax.Array = draw(key)
+    return words
+
+
+def _draw_words(key: jax.Array, *, shape: tuple[int, ...], p: float) -> jax.Array:
     if p in (0, 1):
-        return jnp.full(packed, 0 if p == 1 else 2**WORD - 1, jnp.uint32)
-    return bernoulli_words(philox(key, packed), 1.0 - float(p))
+        return jnp.full(shape, 0 if p == 1 else 2**WORD - 1, jnp.uint32)
+    return bernoulli_words(philox(key, shape), 1.0 - p, unroll=True)
 
 
 def packed_width(length: int) -> int:
@@ -109,5 +129,5 @@ def packed_width(length: int) -> int:
     return -(-length // WORD)
 
 
-def _places(ndim: int) -> jax.Array:
-    return jnp.arange(WORD, dtype=jnp.uint32).reshape((1,) * (ndim - 1) + (WORD,))
+def _places(ndim: int, lanes: int) -> jax.Array:
+    return jnp.arange(lanes, dtype=jnp.uint32).reshape((1,) * (ndim - 1) + (lanes,))

@@ -2,7 +2,8 @@
 
 Every example has a mask of its own, packed to one bit a connection. The masks of a
 batch are never unpacked together: on CPU the batch is walked example by example, the
-words in cache; elsewhere the compiler fuses unpacking into one reduction.
+words in cache, each device its own share of it; elsewhere the compiler fuses
+unpacking into one reduction.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from snn_dropout._connection_checks import check_masked_matmul
+from snn_dropout.functional._sharding import join, shares, split, vary_alike
 from snn_dropout.functional.bits import packed_width, unpack_bits
 
 
@@ -44,13 +46,13 @@ def masked_matmul(x: jax.Array, kernel: jax.Array, kernel_mask: jax.Array) -> ja
       TypeError, ValueError: shapes or dtypes do not fit.
     """
     check_masked_matmul(x, kernel, kernel_mask, packed_width(kernel.shape[-1]))
-    return _masked_matmul(x, kernel, kernel_mask)
+    return _masked_matmul(*vary_alike(x, kernel, kernel_mask))
 
 
 @jax.custom_vjp
 def _masked_matmul(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     y: jax.Array = lax.platform_dependent(
-        x, kernel, words, cpu=forward_by_example, default=forward_fused
+        x, kernel, words, cpu=forward_by_share, default=forward_fused
     )
     return y
 
@@ -62,12 +64,35 @@ def _forward(x: jax.Array, kernel: jax.Array, words: jax.Array) -> tuple[jax.Arr
 def _backward(residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     x, kernel, words = residuals
     dx, dkernel = lax.platform_dependent(
-        x, kernel, words, dy, cpu=backward_by_example, default=backward_fused
+        x, kernel, words, dy, cpu=backward_by_share, default=backward_fused
     )
     return dx, dkernel, None
 
 
 _masked_matmul.defvjp(_forward, _backward)
+
+
+def forward_by_share(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
+    """Walks the shares of the batch side by side."""
+    number = shares(x)
+    if number == 1:
+        return forward_by_example(x, kernel, words)
+    walk = jax.vmap(forward_by_example, (0, None, 0))
+    return join(walk(split(x, number), kernel, split(words, number)))
+
+
+def backward_by_share(
+    x: jax.Array, kernel: jax.Array, words: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Walks the shares of the batch side by side, and adds up their kernel gradients."""
+    number = shares(x)
+    if number == 1:
+        return backward_by_example(x, kernel, words, dy)
+    walk = jax.vmap(backward_by_example, (0, None, 0, 0))
+    shared = (split(array, number) for array in (words, dy))
+    with jax.sharding.use_abstract_mesh(jax.typeof(x).sharding.mesh):
+        dx, dkernel = walk(split(x, number), kernel, *shared)
+    return join(dx), dkernel.sum(0)
 
 
 def forward_by_example(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
@@ -152,6 +177,7 @@ def backward_by_example(
             return total + _masked(words, x.T @ dy).astype(total.dtype), None
 
         zero = jnp.zeros(kernel[rows].shape, _wide(kernel.dtype))
+        zero, _ = vary_alike(zero, x)
         total, _ = lax.scan(add, zero, (x[:, :, rows], dy, words[:, rows]))
         return total.astype(kernel.dtype)
 

@@ -77,8 +77,9 @@ def moments(
     x, kernel = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
     mean, variance = x @ kernel, jnp.square(x) @ jnp.square(kernel)
     if bias is not None:
-        # Broadcast in words: a promotion of rank is an error where a user asks.
-        bias = jnp.broadcast_to(jnp.asarray(bias, dtype), mean.shape)
+        # A promotion of rank is an error where a user asks, and a broadcast in words
+        # would give every device the gradients of all examples.
+        bias = jnp.asarray(bias, dtype).reshape((1,) * (mean.ndim - 1) + (-1,))
         mean, variance = mean + bias, variance + jnp.square(bias)
     keep = 1.0 - float(p)
     return keep * mean, float(p) * keep * variance

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
+from jax.sharding import NamedSharding
 
 from snn_dropout import _checks, _connection_checks
 from snn_dropout._simulation import (
@@ -18,6 +19,7 @@ from snn_dropout._simulation import (
     over_time,
     sampled_over_time,
 )
+from snn_dropout.functional._sharding import batch_sharding, draw_sharded, vary_alike
 from snn_dropout.functional.bits import draw_bits, packed_width
 from snn_dropout.functional.connections import masked_matmul
 from snn_dropout.functional.expectation import (
@@ -198,20 +200,29 @@ class DropConnectLinear(nn.Module):
         self, x_seq: jax.Array, kernel: jax.Array, bias: jax.Array | None, whole: bool
     ) -> jax.Array:
         steps, examples, _ = x_seq.shape
+        # All steps of an example lie together, so that a batch that is split over
+        # devices stays where it is.
+        x = x_seq.swapaxes(0, 1)
         if self.invariant:
             # All steps of an example are one matrix product with its mask.
-            kernel_mask, bias_mask = self._masks(examples, whole=whole)
-            y = masked_matmul(x_seq.swapaxes(0, 1), kernel, kernel_mask).swapaxes(0, 1)
+            kernel_mask, bias_mask = self._masks(examples, batch_sharding(x), whole=whole)
+            y = masked_matmul(x, kernel, kernel_mask)
         else:
-            kernel_mask, bias_mask = self._masks(steps * examples, whole=whole)
-            y = masked_matmul(x_seq.reshape(-1, 1, self.in_features), kernel, kernel_mask)
-            y = y.reshape(steps, examples, self.out_features)
-        if bias is None or bias_mask is None:
-            return y
-        bias_mask = bias_mask.reshape(-1, examples, self.out_features)
-        return y + jnp.where(bias_mask, bias, jnp.zeros((), bias.dtype))
+            x = x.reshape(-1, self.in_features)
+            masks = self._masks(steps * examples, batch_sharding(x), whole=whole)
+            kernel_mask, bias_mask = masks
+            y = masked_matmul(x[:, None], kernel, kernel_mask)[:, 0]
+            y = y.reshape(examples, steps, self.out_features)
+        if bias is not None and bias_mask is not None:
+            bias_mask = bias_mask.reshape(examples, -1, self.out_features)
+            # In this order devices add up gradients of the bias, not of its copies.
+            bias, bias_mask = vary_alike(bias, bias_mask)
+            y += jnp.where(bias_mask, bias, jnp.zeros((), bias.dtype))
+        return y.swapaxes(0, 1)
 
-    def _masks(self, examples: int, *, whole: bool) -> tuple[jax.Array, jax.Array | None]:
+    def _masks(
+        self, examples: int, sharding: NamedSharding | None = None, *, whole: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
         kernel_shape = (examples, self.in_features, self.out_features)
         packed = (*kernel_shape[:2], packed_width(self.out_features))
         bias_shape = (examples, self.out_features)
@@ -226,7 +237,7 @@ class DropConnectLinear(nn.Module):
             "kernel_mask",
             packed,
             jnp.uint32,
-            lambda key: draw_bits(key, kernel_shape, self.p),
+            lambda key: draw_sharded(draw_bits, key, kernel_shape, self.p, sharding),
         )
         if not self.use_bias:
             return kernel_mask, None
@@ -234,7 +245,7 @@ class DropConnectLinear(nn.Module):
             "bias_mask",
             bias_shape,
             jnp.bool_,
-            lambda key: draw_mask(key, bias_shape, self.p),
+            lambda key: draw_sharded(draw_mask, key, bias_shape, self.p, sharding),
         )
 
     def _activate(self, z_seq: jax.Array, whole: bool) -> jax.Array:

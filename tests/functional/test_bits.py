@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from snn_dropout import functional
+from snn_dropout.functional._philox import counters, philox4x32
 from snn_dropout.functional._words import DIGITS, bernoulli_words, binary_digits
 
 KEY = jax.random.key(0)
@@ -39,18 +40,61 @@ def test_a_draw_takes_as_many_random_bits_as_the_probability_has_digits(p, digit
     assert abs(value - (1 - p)) <= 2**-DIGITS
 
 
+@pytest.mark.parametrize(
+    ("key", "counter", "block"),
+    [
+        ([0] * 2, [0] * 4, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([2**32 - 1] * 2, [2**32 - 1] * 4, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            [0xA4093822, 0x299F31D0],
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers_of_its_authors(key, counter, block):
+    words = philox4x32(jnp.array(key, jnp.uint32), jnp.array(counter, jnp.uint32))
+    assert " ".join(f"{int(word):08x}" for word in words) == block
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4), (0, 3)])
+def test_counters_number_the_elements(shape):
+    first, index = counters(shape)
+    assert first.shape == index.shape == shape
+    number = np.asarray(first, int) * int(np.prod(shape[1:])) + np.asarray(index, int)
+    np.testing.assert_array_equal(number, np.arange(number.size).reshape(shape))
+
+
+def test_counters_do_not_wrap_around():
+    largest = jax.eval_shape(lambda: counters((2**20, 2**16, 2**16))[0])
+    assert largest.size == 2**52
+    with pytest.raises(NotImplementedError, match=r"2\^32 words.*\(2, 65536, 65537\)"):
+        jax.eval_shape(lambda: counters((2, 2**16, 2**16 + 1)))
+
+
+def test_blocks_are_the_words_of_jaxs_philox():
+    seed = jax.random.bits(KEY, (2,), jnp.uint32)
+    first, index = counters((5, 7))
+    zero = jnp.zeros((5, 7), jnp.uint32)
+    block = philox4x32(seed, (zero, first * np.uint32(7) + index, zero, zero))
+    key = jax.random.wrap_key_data(seed, impl="philox4x32")
+    mixed = block[0] ^ block[1] ^ block[2] ^ block[3]
+    np.testing.assert_array_equal(mixed, jax.random.bits(key, (5, 7), jnp.uint32))
+
+
+@pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("digits", range(1, 8))
-def test_the_recursion_gives_exactly_the_probability(digits):
+def test_the_recursion_gives_exactly_the_probability(digits, unroll):
     # The 256 lanes of eight words hold every combination of eight random bits once.
     lanes = np.arange(256)
     planes = [functional.pack_bits(jnp.asarray(lanes >> n & 1, bool)) for n in range(8)]
-    planes = jnp.stack(planes).reshape(4, 2, -1)
+    planes = jnp.stack(planes).reshape(4, 2, -1)  # blocks of two words
 
     def generate(number):
         return tuple(planes[number])
 
     for kept in range(1, 2**digits, 2):
-        words = bernoulli_words(generate, kept / 2**digits)
+        words = bernoulli_words(generate, kept / 2**digits, unroll=unroll)
         assert int(jax.lax.population_count(words).sum()) == kept * 2 ** (8 - digits)
 
 

@@ -1,0 +1,91 @@
+"""What an array's type tells of its place on devices: for masks and loops that follow it.
+
+A loop over an axis that is split over devices would gather it: every device would walk
+all examples. A loop over each share of the axis, all shares side by side, needs nothing
+from another device.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def batch_sharding(x: jax.Array) -> NamedSharding | None:
+    """Returns how the first axis of ``x`` is split, all others being whole.
+
+    None is returned where ``x`` knows of no mesh. During a trace only explicit axes of
+    the mesh are known; to the others the compiler extends what it finds.
+    """
+    traced = isinstance(x, jax.core.Tracer)
+    sharding = jax.typeof(x).sharding if traced else getattr(x, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    return sharding.update(spec=PartitionSpec(*sharding.spec[:1]))
+
+
+def draw_sharded(
+    draw: Callable[..., jax.Array],
+    key: jax.Array,
+    shape: tuple[int, ...],
+    p: float,
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    """Draws a mask that lies on the devices as ``sharding`` says.
+
+    Args:
+      draw: ``draw_mask`` or ``draw_bits``.
+      key: a key of ``jax.random``; it is consumed.
+      shape: the shape of the mask.
+      p: the probability of being dropped.
+      sharding: from :func:`batch_sharding`.
+    """
+    if sharding is None or isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+        return draw(key, shape, p, out_sharding=sharding)
+    # Outside of jit a sharding is a request to the compiler, not a type.
+    jitted = jax.jit(draw, static_argnames=("shape", "p"), out_shardings=sharding)
+    mask: jax.Array = jitted(key, shape=shape, p=p)
+    return mask
+
+
+def shares(x: jax.Array) -> int:
+    """Returns into how many equal shares to split the first axis of ``x``.
+
+    As many as there are devices that may hold parts of it: those along the automatic
+    axes of the mesh, which the compiler assigns, and along the explicit ones that ``x``
+    names. Over manual axes it is split already.
+    """
+    sharding, examples = jax.typeof(x).sharding, x.shape[0]
+    named = sharding.spec[0] if len(sharding.spec) else None
+    named = named if isinstance(named, tuple) else (named,)
+    mesh = sharding.mesh
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    devices = math.prod(
+        size for name, size, kind in axes if kind == AxisType.Auto or name in named
+    )
+    return math.gcd(examples, devices) if isinstance(examples, int) else 1
+
+
+def split(x: jax.Array, number: int) -> jax.Array:
+    """Splits the first axis into ``number`` shares, a new first axis."""
+    return x.reshape(number, x.shape[0] // number, *x.shape[1:])
+
+
+def join(x: jax.Array) -> jax.Array:
+    """Undoes :func:`split`."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Marks arrays that are the same on all devices of a manual axis as different.
+
+    Inside of ``jax.shard_map`` JAX does so where it mixes both kinds, and adds up the
+    gradients of the devices for it; a gradient of one's own needs it in words.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    everywhere = frozenset().union(*varying)
+    return [
+        jax.lax.pcast(x, tuple(everywhere - own), to="varying") if everywhere - own else x
+        for x, own in zip(arrays, varying, strict=True)
+    ]
