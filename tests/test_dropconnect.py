@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from flax import nnx
 
 import snn_dropout as sd
 from snn_dropout import functional
@@ -433,6 +434,16 @@ def test_a_neuron_with_its_own_collection_and_parameters(x_seq):
             **kwargs,
         )
         np.testing.assert_allclose(y_seq, y_loop, atol=1e-6)
+
+
+def test_the_bridge_to_nnx_finds_the_state_of_a_spiking_activation(x_seq):
+    rngs = nnx.Rngs(0, dropout=1)
+    layer = nnx.bridge.ToNNX(spiking(deterministic=False), rngs=rngs)
+    layer.lazy_init(x_seq[0])
+    for _ in range(2):
+        layer(x_seq[0], mutable=["state"])
+    assert layer.activation["v"].shape == (3, 5)
+    assert layer.kernel_mask.shape == (3, 6, 1)
 
 
 # Bad input.

@@ -1,6 +1,7 @@
 """A linear layer that loses connections, per example and held if asked to."""
 
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from typing import Any
 
@@ -98,7 +99,8 @@ class DropConnectLinear(nn.Module):
     p: float = 0.5
     samples_num: int = 1024
     invariant: bool = False
-    activation: Activation | None = nn.relu
+    # No attribute of the class, which `nnx.bridge.ToNNX` would take for a method.
+    activation: Activation | None = field(default_factory=lambda: nn.relu)
     step_mode: str = "s"
     deterministic: bool | None = None
     kernel_init: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
