@@ -1,7 +1,7 @@
 """One row a layer: every law holds for every row. A new layer is one new row."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import flax.linen as nn
@@ -142,6 +142,32 @@ CONNECTIONS = [
 
 ROWS = DROPOUTS + CONNECTIONS
 
-every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-every_dropout = pytest.mark.parametrize("row", DROPOUTS, ids=lambda row: row.name)
-every_connection = pytest.mark.parametrize("row", CONNECTIONS, ids=lambda row: row.name)
+# For what is slow: a row a kind of layer, with a probability whose masks compile fast.
+KINDS = [
+    replace(row, p=0.5)
+    for row in ROWS
+    if row.name not in ("Dropout p=0.3", "Dropout2d", "DropConnect without bias")
+]
+# For what is slower still, or hardly depends on the layer.
+FEW = [
+    row
+    for row in KINDS
+    if row.name
+    in ("Dropout", "Dropout2d NCHW", "DropConnect invariant", "DropConnect spiking")
+]
+
+
+def every(rows, choose=lambda row: True):
+    """Runs a test for those rows that are chosen."""
+    chosen = [row for row in rows if choose(row)]
+    return pytest.mark.parametrize("row", chosen, ids=lambda row: row.name)
+
+
+every_row = every(ROWS)
+every_dropout = every(DROPOUTS)
+every_connection = every(CONNECTIONS)
+every_kind = every(KINDS)
+every_held_kind = every(KINDS, lambda row: row.held)
+every_kind_of_dropout = every(KINDS, lambda row: "DropConnect" not in row.name)
+every_kind_of_connection = every(KINDS, lambda row: "DropConnect" in row.name)
+a_few_rows = every(FEW)
