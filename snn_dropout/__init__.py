@@ -7,6 +7,7 @@ step averages itself away; here it is drawn once per simulation and held.
   layers, for single steps ``[N, ...]`` or all steps ``[T, N, ...]``;
 * ``DropConnectLinear``: a linear layer that loses connections, and its inference;
 * ``simulate``, ``MultiStep``: any single-step module over time, by ``lax.scan``;
+* ``monte_carlo``: the uncertainty of many simulations, each under its own masks;
 * ``init_state``, ``reset_masks``, ``reset_rows``: the collection ``"state"``;
 * ``functional``: the pure functions below, for any module system.
 
@@ -25,6 +26,7 @@ from snn_dropout.state import reset_masks as reset_masks
 from snn_dropout.state import reset_rows as reset_rows
 from snn_dropout.time import MultiStep as MultiStep
 from snn_dropout.time import simulate as simulate
+from snn_dropout.uncertainty import monte_carlo as monte_carlo
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,7 @@ __all__ = [
     "MultiStep",
     "functional",
     "init_state",
+    "monte_carlo",
     "reset_masks",
     "reset_rows",
     "simulate",

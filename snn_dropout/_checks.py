@@ -273,3 +273,29 @@ def check_row_leaf(where: str, old: Any, new: Any, rows: int) -> None:
             f"{tuple(old.shape)} where `done` has {rows} elements; pass `done` for the "
             f"whole batch, and leave leaves without a batch axis out of `state`."
         )
+
+
+def check_no_stored_mask(paths: Sequence[str]) -> None:
+    """Raises if there are masks where each simulation has to draw its own."""
+    if paths:
+        raise ValueError(
+            f"`variables` must hold no mask, for each sample draws its own, but there is "
+            f"one at {', '.join(paths)}; leave the state out, or pass "
+            f"`reset_masks(state)`."
+        )
+
+
+def check_scores(scores: Any) -> None:
+    """Raises unless the scores are floats whose last axis is the classes."""
+    if not isinstance(scores, jax.ShapeDtypeStruct | jax.Array) or not jnp.issubdtype(
+        scores.dtype, jnp.floating
+    ):
+        raise TypeError(
+            f"`scores` must return one array of floats, [N, K] for K classes, but "
+            f"returned {scores}; write for example `scores=lambda y_seq: y_seq.mean(0)`."
+        )
+    if len(scores.shape) < 1:
+        raise ValueError(
+            "`scores` must return an array whose last axis is the classes, but returned a "
+            "single number; write for example `scores=lambda y_seq: y_seq.mean(0)`."
+        )

@@ -183,8 +183,7 @@ class DropConnectLinear(nn.Module):
     def _forward(
         self, x_seq: jax.Array, deterministic: bool | None, *, whole: bool
     ) -> jax.Array:
-        _checks.check_deterministic(deterministic)
-        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        deterministic = self._merge_deterministic(deterministic)
         bias = self.bias if self.use_bias else None
         x_seq, kernel, bias = promote_dtype(x_seq, self.kernel, bias, dtype=self.dtype)
         if self.p == 0 or self.is_initializing():
@@ -197,6 +196,12 @@ class DropConnectLinear(nn.Module):
             mean, variance = moments(x_seq, kernel, bias, self.p)
             return self._infer(mean, variance, kernel.dtype, whole).astype(kernel.dtype)
         return self._activate(self._drop_connections(x_seq, kernel, bias, whole), whole)
+
+    def _merge_deterministic(self, deterministic: bool | None) -> bool:
+        # A method of its own, so that Monte-Carlo dropout can intercept it.
+        _checks.check_deterministic(deterministic)
+        merged: bool = nn.merge_param("deterministic", self.deterministic, deterministic)
+        return merged
 
     def _drop_connections(
         self, x_seq: jax.Array, kernel: jax.Array, bias: jax.Array | None, whole: bool

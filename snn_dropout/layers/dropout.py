@@ -80,12 +80,17 @@ class _HeldDropout(nn.Module, abc.ABC):
     def _forward(
         self, x: jax.Array, deterministic: bool | None, step_mode: str
     ) -> jax.Array:
-        _checks.check_deterministic(deterministic)
-        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        deterministic = self._merge_deterministic(deterministic)
         self._check_rank(x, step_mode)
         if self._drops_nothing(deterministic):
             return x
         return apply_mask(x, self._held_mask(x, step_mode), self.p)
+
+    def _merge_deterministic(self, deterministic: bool | None) -> bool:
+        # A method of its own, so that Monte-Carlo dropout can intercept it.
+        _checks.check_deterministic(deterministic)
+        merged: bool = nn.merge_param("deterministic", self.deterministic, deterministic)
+        return merged
 
     def _drops_nothing(self, deterministic: bool) -> bool:
         return deterministic or self.p == 0 or self.is_initializing()

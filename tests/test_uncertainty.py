@@ -1,0 +1,142 @@
+"""Monte-Carlo dropout: masks per sample, everything else as in inference."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.errors import InvalidRngError
+
+import snn_dropout as sd
+from tests.neurons import LIF, Net
+
+KEY = jax.random.key(8)
+RNGS = {"dropout": KEY}
+
+
+class Normalised(nn.Module):
+    """A network with running averages; `train` reaches all of its layers."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(16)(x))
+        x = sd.Dropout(0.5)(4 * LIF()(4 * x), deterministic=not train)
+        connected = sd.DropConnectLinear(16, 8, p=0.3, invariant=True)
+        return nn.Dense(3)(connected(x, deterministic=not train))
+
+
+MODEL = Normalised()
+
+
+@pytest.fixture(scope="module")
+def x_seq():
+    return jax.random.normal(jax.random.key(1), (5, 4, 6))
+
+
+@pytest.fixture(scope="module")
+def variables(x_seq):
+    made = MODEL.init(jax.random.key(2), x_seq[0])
+    statistics = jax.tree.map(lambda leaf: leaf + 0.5, made["batch_stats"])
+    return {"params": made["params"], "batch_stats": statistics}
+
+
+class Averaged(nn.Module):
+    """The same, called as in training but for its running averages."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(16)(x))
+        x = sd.Dropout(0.5)(4 * LIF()(4 * x), deterministic=False)
+        connected = sd.DropConnectLinear(16, 8, p=0.3, invariant=True)
+        return nn.Dense(3)(connected(x, deterministic=False))
+
+
+@pytest.mark.parametrize(("samples", "at_once"), [(5, 2), (6, 3), (3, 8), (1, 1)])
+def test_it_is_what_a_loop_over_simulations_finds(variables, x_seq, samples, at_once):
+    scores = []
+    for number in range(samples):
+        rngs = {"dropout": jax.random.fold_in(KEY, number)}
+        y_seq, _ = sd.simulate(Averaged(), variables, x_seq, rngs=rngs)
+        scores.append(np.asarray(y_seq.mean(0), np.float64))
+    scores = np.stack(scores)
+    odds = np.exp(scores)
+    each = odds / odds.sum(-1, keepdims=True)
+    mean = each.mean(0)
+    entropy = -(mean * np.log(mean)).sum(-1)
+    information = entropy - (-(each * np.log(each)).sum(-1)).mean(0)
+
+    found = jax.jit(
+        lambda x_seq: sd.monte_carlo(
+            MODEL, variables, x_seq, rngs=RNGS, samples=samples, at_once=at_once
+        )
+    )(x_seq)
+    expected = scores.mean(0), scores.var(0), entropy, information
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert samples == 1 or (found.variance > 0).all()
+    assert (found.mutual_information >= 0).all()
+
+
+def test_fields_and_modes_do_not_matter(x_seq):
+    """Layers whose field says inference drop too, in either mode and alone."""
+    single = nn.Sequential([sd.Dropout(0.5, deterministic=True), nn.Dense(3)])
+    params = single.init(KEY, x_seq[0])
+    assert (sd.monte_carlo(single, params, x_seq, rngs=RNGS, samples=4).variance > 0).any()
+    layer = sd.DropPath(0.5, deterministic=True)
+    assert (sd.monte_carlo(layer, {}, x_seq, rngs=RNGS, samples=9).variance > 0).any()
+
+
+def test_what_drops_nothing_is_certain(x_seq):
+    model = Net(p=0.0)
+    variables = model.init(KEY, x_seq[0])
+    found = sd.monte_carlo(model, variables, x_seq, rngs=None, samples=4, at_once=2)
+    y_seq, _ = sd.simulate(model, variables, x_seq)
+    np.testing.assert_allclose(found.mean, y_seq.mean(0), rtol=1e-6)
+    assert not found.variance.any()
+    np.testing.assert_allclose(found.mutual_information, 0, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_samples(variables):
+    x_seq = jnp.ones((5, 64, 6))
+
+    def memory(samples):
+        def run(x_seq, key):
+            rngs = {"dropout": key}
+            return sd.monte_carlo(MODEL, variables, x_seq, rngs=rngs, samples=samples)
+
+        compiled = jax.jit(run).lower(x_seq, KEY).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(800) < 1.1 * memory(16)
+
+
+def test_scores_are_those_of_the_caller(variables, x_seq):
+    last = sd.monte_carlo(
+        MODEL, variables, x_seq, rngs=RNGS, samples=3, scores=lambda y_seq: y_seq[-1]
+    )
+    mean = sd.monte_carlo(MODEL, variables, x_seq, rngs=RNGS, samples=3)
+    assert (jnp.abs(last.mean - mean.mean) > 1e-4).any()
+
+
+def test_bad_input_is_named(variables, x_seq):
+    def run(variables=variables, samples=2, **kwargs):
+        return sd.monte_carlo(
+            MODEL, variables, x_seq, **{"rngs": RNGS, **kwargs}, samples=samples
+        )
+
+    with pytest.raises(ValueError, match="`samples` must be 1 or more, but got 0"):
+        run(samples=0)
+    with pytest.raises(TypeError, match="`at_once` must be a static Python integer"):
+        run(at_once=1.5)
+    state = sd.init_state(MODEL, variables, x_seq[0], rngs=RNGS, train=True)
+    with pytest.raises(
+        ValueError, match=r"hold no mask.*state/Dropout_0/mask.*reset_masks"
+    ):
+        run({**variables, "state": state})
+    assert run({**variables, "state": sd.reset_masks(state)}).mean.shape == (4, 3)
+    with pytest.raises(InvalidRngError, match="'dropout'"):
+        run(rngs=None)
+    with pytest.raises(TypeError, match="`scores` must return one array of floats"):
+        run(scores=lambda y_seq: y_seq > 0)
+    with pytest.raises(ValueError, match="`scores` must return an array whose last axis"):
+        run(scores=jnp.sum)
