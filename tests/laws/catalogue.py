@@ -40,7 +40,7 @@ class Row:
 
     @property
     def scale(self):
-        return np.float32(1 / (1 - self.p))
+        return np.asarray(1 / (1 - self.p), jax.dtypes.canonicalize_dtype(float))
 
     @property
     def held(self):

@@ -201,7 +201,7 @@ def test_dtype_in_is_dtype_out(row, dtype):
     with jax.numpy_dtype_promotion("strict"):
         y, state = run(row.layer("m"), x_seq)
     assert y.dtype == dtype
-    wide = np.asarray(x_seq, np.float32) * row.scale
+    wide = np.asarray(x_seq, np.float32) * np.float32(row.scale)
     expected = np.where(state["mask"], wide, 0).astype(dtype)
     np.testing.assert_array_equal(y, expected)
     chex.assert_trees_all_equal(state, run(row.layer("m"), row.x_seq())[1])

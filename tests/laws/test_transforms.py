@@ -109,30 +109,30 @@ def test_value_and_grad_with_the_state_as_auxiliary(row):
     chex.assert_trees_all_close(grads, expected, rtol=1e-6)
 
 
-@every_kind
-@pytest.mark.parametrize("remat", ["jax.checkpoint", "nn.remat"])
-def test_recomputation_meets_the_same_mask(row, remat):
+def gradients_of(row, function, checkpoint=lambda f: f):
+    """The gradients of a layer inside a function of it, and the masks it drew."""
     x_seq, variables = problem(row)
-    variables = below(variables)
+    model, variables = around(row, function), below(variables)
 
-    def gradients(function, checkpoint):
-        model = around(row, function)
+    def loss(params, x):
+        y, updated = model.apply(
+            {**variables, "params": params}, x, rngs=RNGS, mutable=["state"]
+        )
+        return (y**2).sum(), updated.get("state", {})
 
-        def loss(params, x):
-            y, updated = model.apply(
-                {**variables, "params": params}, x, rngs=RNGS, mutable=["state"]
-            )
-            return (y**2).sum(), updated.get("state", {})
+    differentiated = jax.grad(checkpoint(loss), argnums=(0, 1), has_aux=True)
+    return jax.jit(differentiated)(variables.get("params", {}), x_seq[0])
 
-        differentiated = jax.grad(checkpoint(loss), argnums=(0, 1), has_aux=True)
-        return jax.jit(differentiated)(variables.get("params", {}), x_seq[0])
 
-    expected = gradients(call, lambda f: f)
-    if remat == "nn.remat":
-        actual = gradients(nn.remat(call), lambda f: f)
-    else:
-        actual = gradients(call, jax.checkpoint)
-    assert_same(row, actual, expected)
+@every_kind
+def test_recomputation_by_nn_remat_meets_the_same_mask(row):
+    assert_same(row, gradients_of(row, nn.remat(call)), gradients_of(row, call))
+
+
+@a_few_rows
+def test_recomputation_by_checkpoint_meets_the_same_mask(row):
+    actual = gradients_of(row, call, jax.checkpoint)
+    assert_same(row, actual, gradients_of(row, call))
 
 
 # Lifted transforms.
@@ -427,7 +427,7 @@ KEYS = {
 }
 
 
-@a_few_rows
+@every(KINDS, lambda row: row.name in ("Dropout", "DropConnect invariant"))
 @pytest.mark.parametrize("kind", KEYS)
 def test_any_kind_of_key(row, kind):
     x_seq, variables = problem(row)
