@@ -1,5 +1,9 @@
 """Monte-Carlo dropout: masks per sample, everything else as in inference."""
 
+import importlib
+import re
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +14,7 @@ from flax.errors import InvalidRngError
 import snn_dropout as sd
 from tests.neurons import LIF, Net
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 KEY = jax.random.key(8)
 RNGS = {"dropout": KEY}
 
@@ -140,3 +145,35 @@ def test_bad_input_is_named(variables, x_seq):
         run(scores=lambda y_seq: y_seq > 0)
     with pytest.raises(ValueError, match="`scores` must return an array whose last axis"):
         run(scores=jnp.sum)
+
+
+def test_the_example_prints_its_table_and_writes_a_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module("uncertainty")
+    picture = tmp_path / "folder" / "x.png"
+    with jax.numpy_rank_promotion("allow"):
+        example.main(["--epochs=1", "--samples=3", "--steps=2", f"--output={picture}"])
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^ +(\d+) [%°] +(\S+) % +(\S+) nats +(\S+) nats$", printed, re.M)
+    assert [int(row[0]) for row in rows] == [
+        0,
+        20,
+        40,
+        60,
+        80,
+        100,
+        0,
+        15,
+        30,
+        45,
+        60,
+        75,
+        90,
+    ]
+    assert rows[0][1:] == rows[6][1:], "both start from the clean digits"
+    assert rows[0][1:] != rows[5][1:]
+    assert all(0 <= float(row[3]) <= float(row[2]) <= 2.31 for row in rows)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for option in "--samples=0", "--p=1", "--output=x.jpg":
+        with pytest.raises(SystemExit, match=r"^2$"):
+            example.main([option])
