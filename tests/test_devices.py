@@ -185,9 +185,10 @@ def test_a_data_parallel_step_is_that_of_one_device_and_exchanges_only_gradients
     check_step(model, mesh_of(8, kind))
 
 
+@every_kind
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_a_step_is_the_same_for_any_number_of_devices(devices):
-    check_step(MODELS["invariant"], mesh_of(devices, AxisType.Auto))
+def test_a_step_is_the_same_for_any_number_of_devices(kind, devices):
+    check_step(MODELS["invariant"], mesh_of(devices, kind))
 
 
 def check_step(model, mesh):

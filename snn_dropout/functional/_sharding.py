@@ -7,6 +7,7 @@ from another device.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -49,8 +50,8 @@ def draw_sharded(
     return mask
 
 
-def shares(x: jax.Array) -> int:
-    """Returns into how many equal shares to split the first axis of ``x``.
+def shares(x: jax.Array) -> int | None:
+    """Returns into how many equal shares to split the first axis of ``x``, if at all.
 
     As many as there are devices that may hold parts of it: those along the automatic
     axes of the mesh, which the compiler assigns, and along the explicit ones that ``x``
@@ -64,17 +65,35 @@ def shares(x: jax.Array) -> int:
     devices = math.prod(
         size for name, size, kind in axes if kind == AxisType.Auto or name in named
     )
-    return math.gcd(examples, devices) if isinstance(examples, int) else 1
+    if named == (None,) and (devices == 1 or not isinstance(examples, int)):
+        return None
+    # Along an explicit axis JAX has no loop, were it an axis of one device.
+    return math.gcd(examples, devices)
 
 
 def split(x: jax.Array, number: int) -> jax.Array:
     """Splits the first axis into ``number`` shares, a new first axis."""
-    return x.reshape(number, x.shape[0] // number, *x.shape[1:])
+    own, *others = x.shape
+    return _reshaped(
+        x, (number, own // number, *others), lambda own, *rest: (own, None, *rest)
+    )
 
 
 def join(x: jax.Array) -> jax.Array:
     """Undoes :func:`split`."""
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    number, own, *others = x.shape
+    return _reshaped(x, (number * own, *others), lambda own, _, *rest: (own, *rest))
+
+
+def _reshaped(
+    x: jax.Array, shape: tuple[int, ...], axes: Callable[..., tuple[Any, ...]]
+) -> jax.Array:
+    sharding = jax.typeof(x).sharding
+    if not sharding.mesh.explicit_axes:
+        return x.reshape(shape)
+    # In words, because JAX would hand an axis of one device on to the longer one.
+    spec = PartitionSpec(*axes(*sharding.spec))
+    return jax.lax.reshape(x, shape, out_sharding=sharding.update(spec=spec))
 
 
 def vary_alike(*arrays: jax.Array) -> list[jax.Array]:

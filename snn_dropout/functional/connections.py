@@ -75,7 +75,7 @@ _masked_matmul.defvjp(_forward, _backward)
 def forward_by_share(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     """Walks the shares of the batch side by side."""
     number = shares(x)
-    if number == 1:
+    if number is None:
         return forward_by_example(x, kernel, words)
     walk = jax.vmap(forward_by_example, (0, None, 0))
     return join(walk(split(x, number), kernel, split(words, number)))
@@ -86,7 +86,7 @@ def backward_by_share(
 ) -> tuple[jax.Array, jax.Array]:
     """Walks the shares of the batch side by side, and adds up their kernel gradients."""
     number = shares(x)
-    if number == 1:
+    if number is None:
         return backward_by_example(x, kernel, words, dy)
     walk = jax.vmap(backward_by_example, (0, None, 0, 0))
     shared = (split(array, number) for array in (words, dy))
