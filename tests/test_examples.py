@@ -37,6 +37,14 @@ def inference():
     return load("dropconnect_inference")
 
 
+@pytest.fixture(scope="module")
+def parallel():
+    """It takes network and data from its neighbour, as a program from its own folder."""
+    sys.path.insert(0, str(FOLDER))
+    yield load("data_parallel")
+    sys.path.remove(str(FOLDER))
+
+
 def rasters(example, name, p=0.5, steps=12):
     """Spikes of one untrained network before and behind the dropout of a model."""
     params = example.init_params(example.Network(None, p), jax.random.key(0))
@@ -303,3 +311,59 @@ def test_help_of_the_comparison_names_every_option(inference, capsys):
     shown = capsys.readouterr().out
     for option in ("--epochs", "--seeds", "--p", "--output"):
         assert re.search(rf"^  {option} .*?\(default:\s", shown, re.M | re.S)
+
+
+def test_all_devices_train_as_one_does(parallel, tmp_path, capsys):
+    picture = tmp_path / "new" / "x.png"
+    parallel.main(["--epochs", "2", "--output", str(picture)])
+    printed = capsys.readouterr()
+    assert "devices: 8 (cpu), processes: 1, images a device and step: 12" in printed.out
+    assert "training steps: 28" in printed.out
+    row = r"^{}  +(\d\.\d+)  +(\d+\.\d+)$"
+    found = [
+        re.search(row.format(name), printed.out, re.M).groups()
+        for name in ("all devices", "one device")
+    ]
+    assert found[0] == found[1]
+    assert float(found[0][0]) < 2  # that of guessing is 2.3
+    difference = re.search(r"largest difference of the losses: (\S+)", printed.out)
+    assert float(difference[1]) < 1e-12
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert printed.err == ""
+
+
+def test_the_largest_difference_is_printed(parallel, monkeypatch, capsys):
+    """And not that of the last step; the devices of the first run are all of them."""
+    used = []
+
+    def train(digits, options, devices):
+        used.append(len(devices))
+        return parallel.Result(np.array([1.0, 0.75 if used == [8] else 1.0, 1.0]), 0.5)
+
+    monkeypatch.setattr(parallel, "train", train)
+    parallel.main([])
+    assert used == [8, 1]
+    assert "largest difference of the losses: 2.5e-01" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--epochs", "0"], r"--epochs must be 1 or more, but got 0; type 20"),
+        (["--p", "nan"], r"--p must be in \[0, 1\), but got nan; type for example 0\.5"),
+        (["--process-id", "1"], r"must be 0 to --processes minus 1, but got 1 of 1; type"),
+        (["--processes", "2"], r"--coordinator must be given.*--coordinator 127\.0\.0\.1"),
+        (["--output", "x.jpg"], r"--output must end in \.png, but got x\.jpg"),
+        (["--output", f"{__file__}/x.png"], "in a folder that can be made, but got"),
+    ],
+)
+def test_bad_option_of_the_parallel_training_is_refused(parallel, given, message, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parallel.main(given)
+    assert re.search(message, re.sub(r"\s+", " ", capsys.readouterr().err))
+
+
+def test_devices_that_can_not_share_a_batch_are_refused(parallel, monkeypatch):
+    monkeypatch.setattr(parallel, "BATCH_SIZE", 90)
+    with pytest.raises(SystemExit, match=r"90 images .* over 8 devices; make fewer"):
+        parallel.main([])
