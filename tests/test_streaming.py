@@ -1,95 +1,11 @@
-"""Truncated back-propagation: states pass from chunk to chunk, gradients do not."""
+"""The example of streams: what it prints, and how its streams follow each other."""
 
 import importlib.util
 import re
 from pathlib import Path
 
-import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import snn_dropout as sd
-from tests.neurons import Net, loop
-
-KEY = jax.random.key(6)
-STEPS, CHUNK = 12, 4
-MODEL = Net()
-
-
-@pytest.fixture(scope="module")
-def x_seq():
-    return jax.random.uniform(jax.random.key(1), (STEPS, 3, 5), maxval=2.0)
-
-
-@pytest.fixture(scope="module")
-def variables(x_seq):
-    return MODEL.init(jax.random.key(2), x_seq[0])
-
-
-def chunk(params, state, x_seq):
-    rngs = {"dropout": KEY}
-    variables = {"params": params, "state": state}
-    y_seq, updated = sd.simulate(MODEL, variables, x_seq, train=True, rngs=rngs)
-    return (y_seq**2).sum(), (y_seq, updated["state"])
-
-
-def test_chunks_are_the_whole_run_bit_for_bit(variables, x_seq):
-    run = jax.jit(chunk)
-    _, (whole, last) = run(variables["params"], variables["state"], x_seq)
-    state, parts = variables["state"], []
-    for part in x_seq.reshape(-1, CHUNK, *x_seq.shape[1:]):
-        _, (y_seq, state) = run(variables["params"], state, part)
-        parts.append(y_seq)
-    np.testing.assert_array_equal(jnp.concatenate(parts), whole)
-    chex.assert_trees_all_equal(state, last)
-    masks = {
-        path: leaf for path, leaf in jax.tree.leaves_with_path(last) if leaf.dtype == bool
-    }
-    assert len(masks) == 2, "held over all chunks"
-
-
-def test_gradients_end_where_a_chunk_starts(variables, x_seq):
-    params = variables["params"]
-    gradient = jax.jit(jax.grad(chunk, has_aux=True))
-    state, total = variables["state"], jax.tree.map(jnp.zeros_like, params)
-    for part in x_seq.reshape(-1, CHUNK, *x_seq.shape[1:]):
-        grads, (_, state) = gradient(params, state, part)
-        total = jax.tree.map(jnp.add, total, grads)
-
-    def by_hand(params, cut):
-        state, loss = variables["state"], 0.0
-        for t, x in enumerate(x_seq):
-            if cut and t % CHUNK == 0:
-                state = jax.lax.stop_gradient(state)
-            y, updated = loop(
-                MODEL,
-                {"params": params, "state": state},
-                x[None],
-                train=True,
-                rngs={"dropout": KEY},
-            )
-            state, loss = updated["state"], loss + (y**2).sum()
-        return loss
-
-    cut, uncut = (jax.grad(by_hand)(params, cut) for cut in (True, False))
-    chex.assert_trees_all_close(total, cut, rtol=1e-5, atol=1e-6)
-    different = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), total, uncut)
-    assert max(jax.tree.leaves(different)) > 1e-3, "the cut is felt"
-
-
-def test_a_later_loss_does_not_reach_an_earlier_chunk(variables, x_seq):
-    params = variables["params"]
-
-    def later_loss(first, cut):
-        _, (_, state) = chunk(params, variables["state"], first)
-        state = jax.lax.stop_gradient(state) if cut else state
-        return chunk(params, state, x_seq[CHUNK:])[0]
-
-    reached = jax.grad(later_loss)(x_seq[:CHUNK], False)
-    assert bool((reached != 0).any()), "through membranes; masks have no gradient"
-    assert not jax.grad(later_loss)(x_seq[:CHUNK], True).any()
 
 
 @pytest.fixture(scope="module")
