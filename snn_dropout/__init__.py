@@ -8,6 +8,7 @@ step averages itself away; here it is drawn once per simulation and held.
 * ``DropConnectLinear``: a linear layer that loses connections, and its inference;
 * ``simulate``, ``MultiStep``: any single-step module over time, by ``lax.scan``;
 * ``monte_carlo``: the uncertainty of many simulations, each under its own masks;
+* ``from_spikingjelly``, ``to_spikingjelly``: weights of ``DropConnectLinear``;
 * ``init_state``, ``reset_masks``, ``reset_rows``: the collection ``"state"``;
 * ``functional``: the pure functions below, for any module system.
 
@@ -15,6 +16,8 @@ Who creates, reads, replaces and drops a mask is said in ``snn_dropout.state``.
 """
 
 from snn_dropout import functional as functional
+from snn_dropout.convert import from_spikingjelly as from_spikingjelly
+from snn_dropout.convert import to_spikingjelly as to_spikingjelly
 from snn_dropout.layers import DropConnectLinear as DropConnectLinear
 from snn_dropout.layers import Dropout as Dropout
 from snn_dropout.layers import Dropout1d as Dropout1d
@@ -38,10 +41,12 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "MultiStep",
+    "from_spikingjelly",
     "functional",
     "init_state",
     "monte_carlo",
     "reset_masks",
     "reset_rows",
     "simulate",
+    "to_spikingjelly",
 ]
