@@ -295,8 +295,17 @@ def test_a_silent_row_is_finite_with_finite_gradients(inference, activation, use
         chex.assert_tree_all_finite((value, grads))
 
 
-def test_samples_are_shared_by_the_batch_and_new_at_every_step():
-    layer = sd.DropConnectLinear(6, 400, activation=None, samples_num=1, deterministic=True)
+class Through(nn.Module):
+    @nn.compact
+    def __call__(self, z):
+        return z
+
+
+@pytest.mark.parametrize("activation", [None, Through()])
+def test_samples_are_shared_by_the_batch_and_new_at_every_step(activation):
+    layer = sd.DropConnectLinear(
+        6, 400, activation=activation, samples_num=1, deterministic=True
+    )
     x_seq = jnp.broadcast_to(jnp.arange(6.0), (2, 2, 6))
     params = layer.init(KEY, x_seq[0])
     for y_seq in (
@@ -347,6 +356,21 @@ def test_sampled_neurons_average_runs_of_single_neurons(x_seq):
     z = mean[:, None] + jnp.sqrt(variance)[:, None] * noise
     spikes, _ = sd.simulate(LIF(), {}, z)
     assert (jnp.abs(y_seq - spikes.mean(1)) <= 6 * np.sqrt(0.25 * 2 / 4000)).all()
+
+
+def test_samples_of_neurons_that_are_random_themselves_are_drawn_apart(x_seq):
+    class Noise(nn.Module):
+        @nn.compact
+        def __call__(self, z):
+            return jax.random.normal(self.make_rng("dropout"), z.shape)
+
+    layer = sd.DropConnectLinear(
+        6, 5, activation=Noise(), samples_num=400, step_mode="m", deterministic=True
+    )
+    params = {"kernel": jnp.ones((6, 5)), "bias": jnp.ones(5)}
+    y_seq = layer.apply({"params": params}, x_seq, rngs=RNGS)
+    assert (jnp.abs(y_seq) < 6 / np.sqrt(400)).all()
+    assert not (y_seq[0] == y_seq[1]).any()
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -184,7 +184,8 @@ def test_fault_22_p_of_1_gives_zeros_for_any_number_and_yields_to_inference(row)
     x = row.x_seq()[0]
     bad = np.array(x)
     bad.flat[:2] = np.nan, np.inf
-    bad = jnp.asarray(bad)
+    with jax.debug_nans(False):
+        bad = jnp.asarray(bad)
     with jax.debug_nans(True):
         y, pullback = jax.vjp(lambda x: run(layer, x)[0], bad)
         (grad,) = pullback(jnp.full_like(y, 3.0))
@@ -320,28 +321,6 @@ def test_fault_48_more_elements_than_32_bits_count(p):
 
 
 # Random numbers, transforms, devices.
-
-
-def test_fault_51_under_shard_map_the_caller_folds_the_shard_into_the_key():
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.PartitionSpec("data")
-    x = jnp.ones((8, 64))
-
-    def masks(fold):
-        def shard(x):
-            key = RNGS["dropout"]
-            if fold:
-                key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-            return run(sd.Dropout(0.5), x, rngs={"dropout": key})[1]["mask"]
-
-        mask = jax.shard_map(shard, mesh=mesh, in_specs=spec, out_specs=spec)(x)
-        return mask.reshape(4, 2, 64)
-
-    alike, folded = masks(False), masks(True)
-    assert (alike == alike[:1]).all()
-    for a in range(4):
-        for b in range(a):
-            assert not (folded[a] == folded[b]).all()
 
 
 @pytest.mark.parametrize(

@@ -401,7 +401,7 @@ def test_an_exported_training_step_runs_as_the_original():
         chex.assert_trees_all_close((ours, value), (theirs, other), rtol=1e-6)
 
 
-@every_kind_of_dropout
+@a_few_rows
 def test_pmap_equals_one_device_at_a_time(row):
     x_seq, variables = problem(row)
     devices = jax.device_count()

@@ -1,0 +1,535 @@
+"""Do the tests bite? Puts small defects into copies of the library, one at a time.
+
+Each mutant replaces one piece of text, which must occur exactly once, and names the tests
+that have to fail for it. Run from the root of the project::
+
+  python tests/mutants.py
+
+The exit status is 1 if a mutant survives, that is, if its tests pass all the same. The
+tests that are named run on the library as it is first, and have to pass there.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("snn_dropout", "tests", "pyproject.toml")
+PASSED, FAILED = 0, 1  # exit statuses of pytest; all others are no verdict
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A defect.
+
+    Attributes:
+      name: the defect in words.
+      file: the file of the library that has it.
+      old: the text to replace, which occurs once.
+      new: the text in its place.
+      tests: what pytest is told to run; one of them has to fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    # Masks: who creates, holds and reads them.
+    Mutant(
+        "a mask is drawn again at every step",
+        "state.py",
+        "        module.put_variable(collection, name, mask)",
+        "        pass",
+        "test_state.py::test_the_first_training_call_draws_and_later_calls_read",
+    ),
+    Mutant(
+        "a mask is rewritten in the loop",
+        "state.py",
+        "        return stored\n",
+        "        if module.is_mutable_collection(collection):\n"
+        "            module.put_variable(collection, name, stored & stored)\n"
+        "        return stored\n",
+        "test_state.py::test_no_mask_is_drawn_or_written_inside_the_scan "
+        "laws/test_laws.py::test_state_is_stable_after_the_first_call",
+    ),
+    Mutant(
+        "a stored mask of another batch is taken",
+        "state.py",
+        "        _checks.check_stored_mask(where, stored, shape, dtype)\n",
+        "",
+        "test_state.py::test_a_mask_of_another_batch_raises",
+    ),
+    Mutant(
+        "a stored mask of another dtype is taken",
+        "_checks.py",
+        "if tuple(stored.shape) != tuple(shape) or stored.dtype != dtype:",
+        "if tuple(stored.shape) != tuple(shape):",
+        "test_dropconnect.py::test_missing_streams_and_stored_masks_of_another_size_raise",
+    ),
+    Mutant(
+        "kernel and bias masks come from one key",
+        "state.py",
+        "LazyRng.create(module.scope.rngs[module.rng_collection], name)",
+        "LazyRng.create(module.scope.rngs[module.rng_collection], 'mask')",
+        "test_dropconnect.py::test_kernel_and_bias_masks_come_from_different_keys",
+    ),
+    Mutant(
+        "all layers have one mask",
+        "state.py",
+        "LazyRng.create(module.scope.rngs[module.rng_collection], name)",
+        "LazyRng.create(module.scope.root.rngs[module.rng_collection], name)",
+        "laws/test_laws.py::test_another_mask_for_another_layer",
+    ),
+    Mutant(
+        "a mask depends on what else was drawn",
+        "state.py",
+        "    mask = draw(lazy_key.as_jax_rng())",
+        "    mask = draw(module.make_rng(module.rng_collection))",
+        "test_state.py::test_masks_inside_nn_scan_over_layers_do_not_depend_on_how_time_is_"
+        "run test_state.py::test_an_instance_called_twice_has_the_same_mask_with_and_"
+        "without_a_mutable_state",
+    ),
+    Mutant(
+        "single steps draw masks that they can not keep",
+        "state.py",
+        "    if not kept and not whole_simulation:",
+        "    if False:",
+        "test_state.py::test_a_single_step_that_can_not_keep_its_mask_raises",
+    ),
+    Mutant(
+        "whole simulations need a mutable state",
+        "state.py",
+        "    if not kept and not whole_simulation:",
+        "    if not kept:",
+        "test_state.py::test_whole_simulations_run_without_a_mutable_state",
+    ),
+    Mutant(
+        "masks leak out of raw transforms",
+        "state.py",
+        "    if scope.root.trace_level != tracers.current_trace():",
+        "    if False:",
+        "test_state.py::test_a_mask_born_inside_a_raw_transform_raises",
+    ),
+    Mutant(
+        "the guard against leaks looks at the layer's own trace",
+        "state.py",
+        "    if scope.root.trace_level != tracers.current_trace():",
+        "    if scope.trace_level != tracers.current_trace():",
+        "test_state.py::test_a_mask_born_inside_a_raw_transform_raises",
+    ),
+    Mutant(
+        "a missing stream falls back to that of the parameters",
+        "state.py",
+        "    if not module.has_rng(stream):",
+        "    if not (module.has_rng(stream) or module.has_rng('params')):",
+        "test_checks.py::test_a_missing_stream_names_the_stream",
+    ),
+    # The state of a simulation.
+    Mutant(
+        "the first state has moved by the step ahead",
+        "state.py",
+        "    return start | drawn\n",
+        "    return start | ahead\n",
+        "test_state.py::test_init_state_draws_masks_and_makes_what_init_makes",
+    ),
+    Mutant(
+        "leaves that exist are made anew",
+        "state.py",
+        "    start = step(given, initializing=True) | given\n",
+        "    start = step({}, initializing=True)\n",
+        "test_state.py::test_leaves_that_exist_are_left_alone_also_by_neurons_that_move_"
+        "during_init",
+    ),
+    Mutant(
+        "a leaf that only a later call makes is taken as it is",
+        "state.py",
+        "    if late:",
+        "    if False:",
+        "test_state.py::test_a_leaf_that_init_does_not_make_raises",
+    ),
+    Mutant(
+        "one of two masks is not reset",
+        "state.py",
+        'MASK_NAMES = ("mask", "kernel_mask", "bias_mask")',
+        'MASK_NAMES = ("mask", "kernel_mask")',
+        "test_state.py::test_reset_masks_drops_every_kind_of_mask",
+    ),
+    Mutant(
+        "resetting masks resets membranes too",
+        "state.py",
+        "leaf for path, leaf in leaves if path[-1] not in MASK_NAMES}",
+        "leaf for path, leaf in leaves if False}",
+        "test_state.py::test_reset_masks_drops_the_masks_and_keeps_the_membranes",
+    ),
+    Mutant(
+        "the rows that are not done are restarted",
+        "state.py",
+        ", new, old)",
+        ", old, new)",
+        "test_state.py::test_reset_rows_restarts_single_examples_inside_a_scan",
+    ),
+    # The layers.
+    Mutant(
+        "init makes a mask",
+        "layers/dropout.py",
+        "deterministic or self.p == 0 or self.is_initializing()",
+        "deterministic or self.p == 0",
+        "test_state.py::test_init_makes_no_mask_and_needs_no_dropout_stream",
+    ),
+    Mutant(
+        "inference drops",
+        "layers/dropout.py",
+        "deterministic or self.p == 0 or self.is_initializing()",
+        "self.p == 0 or self.is_initializing()",
+        "laws/test_laws.py::test_inference_is_the_identity_and_blind_to_keys",
+    ),
+    Mutant(
+        "inference writes the state",
+        "layers/dropout.py",
+        "        if self._drops_nothing(deterministic):\n            return x\n",
+        "        if self._drops_nothing(deterministic):\n"
+        "            if deterministic and self.is_mutable_collection('state'):\n"
+        "                self.put_variable('state', 'mask', x == x)\n"
+        "            return x\n",
+        "laws/test_laws.py::test_inference_is_the_identity_and_blind_to_keys "
+        "test_state.py::test_inference_between_two_training_calls_leaves_the_mask",
+    ),
+    Mutant(
+        "mode 'm' has a mask for each step",
+        "layers/dropout.py",
+        "self._mask_shape(x.shape[1:] if whole else x.shape)",
+        "self._mask_shape(x.shape)",
+        "laws/test_laws.py::test_same_mask_at_every_step",
+    ),
+    Mutant(
+        "mode 'm' takes the second axis for time",
+        "layers/dropout.py",
+        "self._mask_shape(x.shape[1:] if whole else x.shape)",
+        "self._mask_shape(x.shape[:1] + x.shape[2:] if whole else x.shape)",
+        "laws/test_laws.py::test_values_are_exactly_zero_or_x_over_1_minus_p",
+    ),
+    Mutant(
+        "height is taken for the channels",
+        "layers/dropout.py",
+        "    channel_axis: int = -1",
+        "    channel_axis: int = 1",
+        "laws/test_laws.py::test_values_are_exactly_zero_or_x_over_1_minus_p",
+    ),
+    Mutant(
+        "the examples of a batch lose the same connections",
+        "layers/dropconnect.py",
+        "lambda key: draw_sharded(draw_bits, key, kernel_shape, self.p, sharding)",
+        "lambda key: jnp.broadcast_to(\n"
+        "                draw_bits(key, (1, *kernel_shape[1:]), self.p), packed\n"
+        "            )",
+        "laws/test_laws.py::test_another_mask_for_another_key_and_example",
+    ),
+    Mutant(
+        "fresh connections are the same at every step of mode 'm'",
+        "layers/dropconnect.py",
+        "            masks = self._masks(steps * examples, batch_sharding(x), whole=whole)",
+        "            masks = tuple(\n"
+        "                jnp.repeat(mask, steps, 0)\n"
+        "                for mask in self._masks(examples, whole=whole)\n"
+        "            )",
+        "test_dropconnect.py::test_multi_step_mode_draws_new_connections_at_every_step",
+    ),
+    Mutant(
+        "the bias is not dropped",
+        "layers/dropconnect.py",
+        "y += jnp.where(bias_mask, bias, jnp.zeros((), bias.dtype))",
+        "y += bias.reshape((1,) * (y.ndim - 1) + (-1,))",
+        "test_dropconnect.py::test_masks_are_independent_over_steps_examples_and_bias",
+    ),
+    Mutant(
+        "training scales the connections that are left",
+        "layers/dropconnect.py",
+        "        return self._activate("
+        "self._drop_connections(x_seq, kernel, bias, whole), whole)",
+        "        y = self._drop_connections(x_seq, kernel, bias, whole)\n"
+        "        return self._activate(y / (1 - self.p) if self.p < 1 else y, whole)",
+        "test_dropconnect.py::test_training_equals_spikingjelly",
+    ),
+    Mutant(
+        "inference forgets the bias",
+        "layers/dropconnect.py",
+        "moments(x_seq, kernel, bias, self.p)",
+        "moments(x_seq, kernel, None, self.p)",
+        "test_dropconnect.py::test_inference_equals_spikingjelly",
+    ),
+    Mutant(
+        "a spiking activation does not move in mode 'm'",
+        "layers/dropconnect.py",
+        "        if self.is_initializing() or not whole:\n            y = self.activation",
+        "        if True:\n            y = self.activation",
+        "laws/test_laws.py::test_loop_equals_multi_step_mode_equals_simulate_equals_multistep",
+    ),
+    Mutant(
+        "neurons that are sampled start anew at every step",
+        "layers/dropconnect.py",
+        "        if not whole or self.is_mutable_collection(self.state_collection):\n"
+        "            self._keep_samples(state)\n",
+        "",
+        "test_dropconnect.py::test_a_first_state_of_training_starts_inference_and_the_other_"
+        "way_round",
+    ),
+    # Simulations.
+    Mutant(
+        "a simulation returns the state that it started from",
+        "_simulation.py",
+        "    pure_step.write(last | ",
+        "    pure_step.write(start | ",
+        "test_time.py::test_multistep_equals_the_loop",
+    ),
+    Mutant(
+        "what is fresh at every step repeats",
+        "_simulation.py",
+        "leaves, (x, *args), kwargs, mutable=written, time_step=time_step",
+        "leaves, (x, *args), kwargs, mutable=written",
+        "test_state.py::test_what_is_random_at_each_step_equals_the_loop_that_folds_the_step_in",
+    ),
+    Mutant(
+        "parameters are carried",
+        "_simulation.py",
+        'mutable = subtract_filters(pure_step.mutable, "params")\n'
+        "    return subtract_filters(union_filters(mutable, state_collections), SOWN)",
+        "mutable = pure_step.mutable\n"
+        "    return subtract_filters(union_filters(mutable, state_collections), SOWN)",
+        "test_time.py::test_parameters_are_not_carried",
+    ),
+    Mutant(
+        "what is sown by the first of two calls is lost",
+        "_simulation.py",
+        "path: before.get(path, ()) + leaf if",
+        "path: leaf if",
+        "test_time.py::test_what_is_sown_is_stacked_over_time",
+    ),
+    Mutant(
+        "the normals of sampled neurons are the same at every step",
+        "_simulation.py",
+        "jax.random.split(key, steps), mean_seq",
+        "jnp.broadcast_to(key, (steps,)), mean_seq",
+        "test_dropconnect.py::test_samples_are_shared_by_the_batch_and_new_at_every_step",
+    ),
+    Mutant(
+        "sampled neurons that are random themselves are all alike",
+        "_simulation.py",
+        "        folds = time_step * samples + jnp.arange(samples)",
+        "        folds = jnp.broadcast_to(time_step, samples)",
+        "test_dropconnect.py::test_samples_of_neurons_that_are_random_themselves_are_drawn_"
+        "apart",
+    ),
+    Mutant(
+        "the first state of sampled neurons is not checked",
+        "_simulation.py",
+        '        check_carried("/".join(path[1:]), leaf, anew[path])',
+        "        pass",
+        "test_dropconnect.py::test_a_state_of_another_batch_or_number_of_samples_raises",
+    ),
+    Mutant(
+        "each trace of a step counts on",
+        "_scopes.py",
+        "            _restore(scope.rng_counters, counters)",
+        "            pass",
+        "test_state.py::test_what_is_random_at_each_step_equals_the_loop_that_folds_the_step_in",
+    ),
+    Mutant(
+        "a shared module has the keys of its path",
+        "_scopes.py",
+        "            copy.rngs = _folded(scope.rngs, time_step)\n",
+        "            copy.rngs = _folded(copy.root.rngs, time_step)\n",
+        "test_time.py::test_multistep_equals_the_loop",
+    ),
+    Mutant(
+        "a step may write to modules that it closes over",
+        "_scopes.py",
+        "        check_unchanged(outside, self._outside())\n",
+        "",
+        "test_time.py::test_closing_over_a_stateful_module_raises",
+    ),
+    Mutant(
+        "a state leaks out of a raw transform",
+        "_scopes.py",
+        "                    check_trace(scope, f\"The collection '{collection}'\")\n",
+        "",
+        "test_state.py::test_multistep_inside_a_raw_transform_raises_instead_of_leaking",
+    ),
+    Mutant(
+        "MultiStep adds a name to the path",
+        "time.py",
+        "            _bind(module, scope.rewound())",
+        "            pass",
+        "test_time.py::test_multistep_is_transparent",
+    ),
+    # Arithmetic.
+    Mutant(
+        "a mask is multiplied instead of selected",
+        "functional/masks.py",
+        "    kept = jnp.where(mask, x, jnp.zeros((), x.dtype))",
+        "    kept = x * mask.astype(x.dtype)",
+        "laws/test_laws.py::test_dropped_nan_and_infinity_give_zero_and_zero_gradient",
+    ),
+    Mutant(
+        "scaling comes before selecting",
+        "functional/masks.py",
+        "    return (kept.astype(wide) * np.asarray(1.0 / (1.0 - p), wide))"
+        ".astype(out_dtype)",
+        "    scaled = x.astype(wide) * np.asarray(1.0 / (1.0 - p), wide)\n"
+        "    return jnp.where(mask, scaled, jnp.zeros((), wide)).astype(out_dtype)",
+        "laws/test_laws.py::test_dropped_nan_and_infinity_give_zero_and_zero_gradient",
+    ),
+    Mutant(
+        "what is kept is scaled by 1 / p",
+        "functional/masks.py",
+        "np.asarray(1.0 / (1.0 - p), wide)",
+        "np.asarray(1.0 / p, wide)",
+        "laws/test_laws.py::test_values_are_exactly_zero_or_x_over_1_minus_p",
+    ),
+    Mutant(
+        "the scale is rounded to the dtype of the input",
+        "functional/masks.py",
+        "    wide = out_dtype if jnp.dtype(out_dtype).itemsize >= 4 else jnp.float32",
+        "    wide = out_dtype",
+        "laws/test_laws.py::test_dtype_in_is_dtype_out",
+    ),
+    Mutant(
+        "a copy of the mask is kept for each step",
+        "functional/masks.py",
+        "jax.checkpoint(partial(_select_and_scale, p=float(p)), prevent_cse=False)",
+        "partial(_select_and_scale, p=float(p))",
+        "functional/test_masks.py::test_apply_mask_keeps_the_mask_and_nothing_else_for_the_"
+        "gradient",
+    ),
+    Mutant(
+        "a NaN is a probability",
+        "_checks.py",
+        "    if not 0.0 <= float(p) <= 1.0:",
+        "    if float(p) < 0.0 or float(p) > 1.0:",
+        "test_checks.py::test_p_is_a_static_number_from_0_to_1",
+    ),
+    Mutant(
+        "the variance forgets p",
+        "functional/expectation.py",
+        "    return keep * mean, float(p) * keep * variance",
+        "    return keep * mean, keep * keep * variance",
+        "test_dropconnect.py::test_training_averages_to_the_mean_of_inference "
+        "functional/test_expectation.py::test_moments_are_those_of_the_masks",
+    ),
+    Mutant(
+        "the deviation of a silent row has an infinite slope",
+        "functional/expectation.py",
+        "    root = jnp.sqrt(jnp.where(is_point, 1.0, variance))",
+        "    root = jnp.sqrt(variance)",
+        "test_dropconnect.py::test_a_silent_row_is_finite_with_finite_gradients",
+    ),
+    Mutant(
+        "the last samples of an odd number are left out",
+        "functional/expectation.py",
+        "    if rest:",
+        "    if False:",
+        "functional/test_expectation.py::test_the_draws_are_independent_standard_normals",
+    ),
+    Mutant(
+        "the gradient of the kernel is not masked",
+        "functional/connections.py",
+        "            return total + _masked(words, x.T @ dy).astype(total.dtype), None",
+        "            return total + (x.T @ dy).astype(total.dtype), None",
+        "functional/test_connections.py::test_forward_and_gradients_equal_an_einsum",
+    ),
+    Mutant(
+        "the accelerators' gradient of the input is not masked",
+        "functional/connections.py",
+        "    dx = _masked(words[:, None], dy[:, :, None] * kernel[None, None])"
+        ".sum(3, dtype=x.dtype)",
+        "    dx = (dy[:, :, None] * kernel[None, None]).sum(3, dtype=x.dtype)",
+        "functional/test_connections.py::test_the_accelerators_form_equals_the_cpus",
+    ),
+]
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    """Copies what the tests need."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def mutate(folder: Path, mutant: Mutant) -> None:
+    """Puts a defect into a copy, or raises where it does not apply."""
+    file = folder / "snn_dropout" / mutant.file
+    text = file.read_text()
+    if (found := text.count(mutant.old)) != 1:
+        raise ValueError(
+            f"mutant '{mutant.name}': its text occurs {found} times in {mutant.file}, not "
+            f"once; adapt it in {Path(__file__).name}"
+        )
+    file.write_text(text.replace(mutant.old, mutant.new))
+
+
+def run_tests(folder: Path, tests: str, *options: str) -> tuple[int, str]:
+    """Runs tests in a copy, and returns pytest's exit status and what it printed."""
+    paths = [f"tests/{test}" for test in tests.split()]
+    settings = ["-o", "addopts=", "-q", "-x", "-p", "no:cacheprovider", *options]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *settings, *paths],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+def verdict(mutant: Mutant) -> bool:
+    """Tells whether the tests kill a mutant, and prints which."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = copy_of_the_project(Path(temporary))
+        mutate(folder, mutant)
+        status, output = run_tests(folder, mutant.tests)
+    if status not in (PASSED, FAILED):
+        raise RuntimeError(f"mutant '{mutant.name}': pytest gave no verdict\n{output}")
+    failed = [line for line in output.splitlines() if line.startswith("FAILED")]
+    killer = failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else ""
+    word = "killed  " if status == FAILED else "SURVIVED"
+    print(f"{word} {mutant.file}: {mutant.name}  {killer}", flush=True)
+    return status == FAILED
+
+
+def main() -> int:
+    """Runs all mutants, or those whose name has the given words in it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="only mutants with these in their names")
+    parser.add_argument("--processes", type=int, default=2, help="tests at a time")
+    arguments = parser.parse_args()
+    words = arguments.words
+    chosen = [m for m in MUTANTS if all(word in m.name for word in words)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = copy_of_the_project(Path(temporary))
+        tests = sorted({test for mutant in chosen for test in mutant.tests.split()})
+        status, output = run_tests(folder, " ".join(tests))
+    if status != PASSED:
+        raise RuntimeError(f"the tests have to pass on the library as it is\n{output}")
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        verdicts = list(pool.map(verdict, chosen))
+    print(f"{sum(verdicts)} of {len(verdicts)} mutants killed")
+    return 0 if all(verdicts) and verdicts else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
