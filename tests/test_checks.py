@@ -276,3 +276,20 @@ def test_layers_can_be_cloned_pickled_hashed_and_printed():
             assert other == layer
             assert hash(other) == hash(layer)
         assert f"p = {row.p}" in repr(layer)
+
+
+def test_tabulate_lists_every_layer():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for layer in (sd.Dropout, sd.Dropout2d, sd.DropPath):
+                x = layer(0.5, deterministic=False)(x)
+            x = x.reshape(len(x), -1)
+            return sd.DropConnectLinear(64, 3, deterministic=False)(x)
+
+    wide = {"width": 200, "force_terminal": False}
+    show = nn.tabulate(Model(), jax.random.key(0), console_kwargs=wide)
+    table = show(jnp.ones((2, 4, 4, 4)))
+    for name in ("Dropout_0", "Dropout2d_0", "DropPath_0", "DropConnectLinear_0"):
+        assert name in table
+    assert "195" in table, "64 * 3 + 3 parameters"
