@@ -200,10 +200,11 @@ def sampled_activation(
 
     deviation = standard_deviation(variance)
 
-    # Nothing but the key and the moments is kept for the gradient.
+    # Nothing but the key and the moments is kept for the gradient. The key is an argument,
+    # because JAX remembers what a checkpoint closes over: a tracer would leak.
     @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
     def sum_of_draws(
-        chunk: Any, size: int, mean: jax.Array, deviation: jax.Array
+        chunk: Any, size: int, key: jax.Array, mean: jax.Array, deviation: jax.Array
     ) -> jax.Array:
         shape = (size, *mean.shape[:-2], 1, mean.shape[-1])
         draws = jax.random.normal(jax.random.fold_in(key, chunk), shape, mean.dtype)
@@ -211,12 +212,12 @@ def sampled_activation(
 
     chunks, rest = divmod(int(samples), _UNROLLED)
     total = _sum_over_loop(
-        lambda chunk: sum_of_draws(chunk, _UNROLLED, mean, deviation),
+        lambda chunk: sum_of_draws(chunk, _UNROLLED, key, mean, deviation),
         mean,
         jnp.arange(chunks),
     )
     if rest:
-        total += sum_of_draws(chunks, rest, mean, deviation)
+        total += sum_of_draws(chunks, rest, key, mean, deviation)
     return (total * (1.0 / int(samples))).astype(out_dtype)
 
 

@@ -682,6 +682,16 @@ def test_memory_of_sampling_does_not_grow_with_the_samples():
         assert many < 16 * 2**20
 
 
+def test_no_key_leaks_out_of_a_loop():
+    mean, variance = jnp.zeros((2, 3)), jnp.ones((2, 3))
+
+    def step(carry, key):
+        return carry, sampled_activation(key, jax.nn.relu, mean, variance, 20)
+
+    with jax.checking_leaks():
+        jax.lax.scan(step, (), jax.random.split(jax.random.key(0), 2))
+
+
 def test_sampling_may_mix_features():
     mean, variance = jnp.ones((2, 4)), jnp.ones((2, 4))
     y = sampled_activation(KEY, nn.softmax, mean, variance, 3)
