@@ -474,21 +474,21 @@ def test_one_exported_program_serves_any_number_of_steps_and_examples(x_seq):
         )
 
 
-class DroppedLSTM(nn.RNNCellBase):
+class DroppedCell(nn.RNNCellBase):
     """Variational dropout (Gal and Ghahramani 2016) on the input and the output."""
 
+    cell: type[nn.RNNCellBase]
     features: int
 
     @nn.compact
     def __call__(self, carry, x):
-        carry, y = nn.LSTMCell(self.features)(
-            carry, sd.Dropout(0.5, name="input")(x, False)
-        )
+        x = sd.Dropout(0.5, name="input")(x, False)
+        carry, y = self.cell(self.features)(carry, x)
         return carry, sd.Dropout(0.5, name="output")(y, False)
 
     @nn.nowrap
     def initialize_carry(self, rng, input_shape):
-        cell = nn.LSTMCell(self.features, parent=None)
+        cell = self.cell(self.features, parent=None)
         return cell.initialize_carry(rng, input_shape)
 
     @property
@@ -496,8 +496,9 @@ class DroppedLSTM(nn.RNNCellBase):
         return 1
 
 
-def test_held_masks_inside_nn_rnn_over_a_recurrent_cell(x_seq):
-    cell = DroppedLSTM(6)
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
+def test_held_masks_inside_nn_rnn_over_a_recurrent_cell(x_seq, kind):
+    cell = DroppedCell(kind, 6)
     rnn = nn.RNN(
         cell,
         time_major=True,
