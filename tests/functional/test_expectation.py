@@ -404,9 +404,9 @@ def test_variance_0_is_the_activation_and_its_gradient(name):
     activation = ACCURATE[name].activation or jax.nn.identity
     mean = jnp.asarray(MEANS, jnp.float32)
     value, by_mean, _ = computed(name)["point"]
-    np.testing.assert_allclose(value, activation(mean), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(value, activation(mean), rtol=4e-6, atol=4e-6)
     slope = jax.vjp(activation, mean)[1](jnp.ones_like(mean))[0]
-    np.testing.assert_allclose(by_mean, slope, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(by_mean, slope, rtol=4e-6, atol=4e-6)
 
 
 @every_closed
