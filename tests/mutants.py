@@ -280,8 +280,7 @@ MUTANTS = [
         "        if not whole or self.is_mutable_collection(self.state_collection):\n"
         "            self._keep_samples(state)\n",
         "",
-        "test_dropconnect.py::test_a_first_state_of_training_starts_inference_and_the_other_"
-        "way_round",
+        "test_dropconnect.py::test_sampled_neurons_average_runs_of_single_neurons",
     ),
     # Simulations.
     Mutant(

@@ -346,10 +346,14 @@ def test_the_state_of_sampled_neurons_has_the_batch_first(x_seq):
     chex.assert_trees_all_equal_shapes_and_dtypes(updated["state"], variables["state"])
 
 
-def test_sampled_neurons_average_runs_of_single_neurons(x_seq):
-    layer = spiking(step_mode="m", deterministic=True, samples_num=4000)
-    variables = layer.init(KEY, x_seq)
-    y_seq = layer.apply(variables, x_seq, rngs=RNGS)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_sampled_neurons_average_runs_of_single_neurons(x_seq, step_mode):
+    layer = spiking(step_mode=step_mode, deterministic=True, samples_num=4000)
+    variables = layer.init(KEY, x_seq if step_mode == "m" else x_seq[0])
+    if step_mode == "m":
+        y_seq = layer.apply(variables, x_seq, rngs=RNGS)
+    else:
+        y_seq, _ = sd.simulate(layer, variables, x_seq, rngs=RNGS)
     params = variables["params"]
     mean, variance = functional.moments(x_seq, params["kernel"], params["bias"], 0.5)
     noise = jax.random.normal(jax.random.key(5), (7, 4000, 3, 5))
