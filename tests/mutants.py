@@ -298,15 +298,6 @@ MUTANTS = [
         "test_state.py::test_what_is_random_at_each_step_equals_the_loop_that_folds_the_step_in",
     ),
     Mutant(
-        "parameters are carried",
-        "_simulation.py",
-        'mutable = subtract_filters(pure_step.mutable, "params")\n'
-        "    return subtract_filters(union_filters(mutable, state_collections), SOWN)",
-        "mutable = pure_step.mutable\n"
-        "    return subtract_filters(union_filters(mutable, state_collections), SOWN)",
-        "test_time.py::test_parameters_are_not_carried",
-    ),
-    Mutant(
         "what is sown by the first of two calls is lost",
         "_simulation.py",
         "path: before.get(path, ()) + leaf if",

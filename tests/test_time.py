@@ -265,6 +265,21 @@ def test_parameters_are_not_carried(x_seq):
     assert not kernels & {out.aval.shape for out in scan.outvars}
 
 
+def test_a_step_must_not_write_parameters(x_seq):
+    class Writing(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scale = self.param("scale", nn.initializers.ones, ())
+            if not self.is_initializing():
+                self.put_variable("params", "scale", scale + 1)
+            return scale * x
+
+    multi_step = sd.MultiStep(Writing())
+    variables = multi_step.init(KEY, x_seq)
+    with pytest.raises(flax.errors.ModifyScopeVariableError):
+        multi_step.apply(variables, x_seq, mutable=True)
+
+
 def test_counters_of_other_dropouts_go_on_from_call_to_call(x_seq):
     class Noisy(nn.Module):
         @nn.compact
