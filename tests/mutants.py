@@ -298,6 +298,13 @@ MUTANTS = [
         "test_state.py::test_what_is_random_at_each_step_equals_the_loop_that_folds_the_step_in",
     ),
     Mutant(
+        "modules that write their parameters when init runs may not",
+        "state.py",
+        'return True if initializing and has_params else DenyList("params")',
+        'return DenyList("params")',
+        "test_time.py::test_modules_that_write_when_init_runs",
+    ),
+    Mutant(
         "what is sown by the first of two calls is lost",
         "_simulation.py",
         "path: before.get(path, ()) + leaf if",
