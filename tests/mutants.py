@@ -500,7 +500,9 @@ def verdict(mutant: Mutant) -> bool:
         mutate(folder, mutant)
         status, output = run_tests(folder, mutant.tests)
     if status not in (PASSED, FAILED):
-        raise RuntimeError(f"mutant '{mutant.name}': pytest gave no verdict\n{output}")
+        raise RuntimeError(
+            f"mutant '{mutant.name}': pytest gave no verdict but status {status}\n{output}"
+        )
     failed = [line for line in output.splitlines() if line.startswith("FAILED")]
     killer = failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else ""
     word = "killed  " if status == FAILED else "SURVIVED"
@@ -519,9 +521,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_of_the_project(Path(temporary))
         tests = sorted({test for mutant in chosen for test in mutant.tests.split()})
-        status, output = run_tests(folder, " ".join(tests))
+        together = ("-n", str(arguments.processes))
+        status, output = run_tests(folder, " ".join(tests), *together)
     if status != PASSED:
-        raise RuntimeError(f"the tests have to pass on the library as it is\n{output}")
+        raise RuntimeError(
+            f"the tests have to pass on the library as it is, but gave {status}\n{output}"
+        )
     with ThreadPoolExecutor(arguments.processes) as pool:
         verdicts = list(pool.map(verdict, chosen))
     print(f"{sum(verdicts)} of {len(verdicts)} mutants killed")
