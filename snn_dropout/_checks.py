@@ -275,6 +275,15 @@ def check_row_leaf(where: str, old: Any, new: Any, rows: int) -> None:
         )
 
 
+def check_countable(shape: Sequence[int], number: Any, where: str) -> None:
+    """Raises if a counter of random words would wrap around and repeat them."""
+    if isinstance(number, int) and number > 2**32:
+        raise ValueError(
+            f"`shape` must not need more than 2^32 random words {where}, but its words "
+            f"have the shape {tuple(shape)}; draw smaller masks, each from its own key."
+        )
+
+
 def check_no_stored_mask(paths: Sequence[str]) -> None:
     """Raises if there are masks where each simulation has to draw its own."""
     if paths:

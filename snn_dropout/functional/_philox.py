@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from snn_dropout._checks import check_countable
+
 MULTIPLIERS = np.uint32(0xD2511F53), np.uint32(0xCD9E8D57)
 KEY_STEPS = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 ROUNDS = 10
@@ -50,12 +52,7 @@ def counters(shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
     numbers of an example do not depend on how many examples there are.
     """
     shape = tuple(shape)
-    rest = math.prod(shape[1:])
-    if isinstance(rest, int) and rest > 2**32:
-        raise NotImplementedError(
-            f"An array of random words must not have more than 2^32 words an example, but "
-            f"got shape {shape}; put a longer axis first."
-        )
+    check_countable(shape, math.prod(shape[1:]), "behind the first axis")
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in range(len(shape) - 1, 0, -1):
         index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.asarray(

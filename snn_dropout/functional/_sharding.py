@@ -6,22 +6,30 @@ from another device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
-def batch_sharding(x: jax.Array) -> NamedSharding | None:
-    """Returns how the first axis of ``x`` is split, all others being whole.
+def sharding_of(x: jax.Array) -> NamedSharding | None:
+    """Returns how ``x`` is split, or None where it knows of no mesh.
 
-    None is returned where ``x`` knows of no mesh. During a trace only explicit axes of
-    the mesh are known; to the others the compiler extends what it finds.
+    During a trace only explicit axes of the mesh are known; to the others the compiler
+    extends what it finds.
     """
     traced = isinstance(x, jax.core.Tracer)
     sharding = jax.typeof(x).sharding if traced else getattr(x, "sharding", None)
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    return sharding
+
+
+def batch_sharding(x: jax.Array) -> NamedSharding | None:
+    """Returns how the first axis of ``x`` is split, all others being whole."""
+    sharding = sharding_of(x)
+    if sharding is None:
         return None
     return sharding.update(spec=PartitionSpec(*sharding.spec[:1]))
 
@@ -29,7 +37,7 @@ def batch_sharding(x: jax.Array) -> NamedSharding | None:
 def draw_sharded(
     draw: Callable[..., jax.Array],
     key: jax.Array,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     p: float,
     sharding: NamedSharding | None,
 ) -> jax.Array:
@@ -40,13 +48,13 @@ def draw_sharded(
       key: a key of ``jax.random``; it is consumed.
       shape: the shape of the mask.
       p: the probability of being dropped.
-      sharding: from :func:`batch_sharding`.
+      sharding: from :func:`sharding_of`, for the shape of the mask.
     """
     if sharding is None or isinstance(sharding.mesh, jax.sharding.AbstractMesh):
         return draw(key, shape, p, out_sharding=sharding)
     # Outside of jit a sharding is a request to the compiler, not a type.
     jitted = jax.jit(draw, static_argnames=("shape", "p"), out_shardings=sharding)
-    mask: jax.Array = jitted(key, shape=shape, p=p)
+    mask: jax.Array = jitted(key, shape=tuple(shape), p=p)
     return mask
 
 

@@ -1,5 +1,6 @@
 """Random words of 32 bits, each bit 1 with a given probability."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 from jax.sharding import NamedSharding
 
+from snn_dropout._checks import check_countable
 from snn_dropout.functional._philox import counters, philox4x32
 from snn_dropout.functional._sharding import vary_alike
 
@@ -112,7 +114,10 @@ def threefry(
       The generator.
     """
     seed = jax.random.bits(key, (2,), jnp.uint32)
-    *rows, _ = shape
+    *rows, length = shape
+    check_countable(shape, length, "along the last axis")
+    # Every number has rows of its own.
+    check_countable(shape, math.prod(rows) * DIGITS, "in front of the last axis, times 23")
 
     def places(axis: int) -> jax.Array:
         return lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)

@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from snn_dropout._checks import check_is_array, check_mask_fits, check_probability
+from snn_dropout.functional._sharding import draw_sharded, sharding_of
 from snn_dropout.functional._words import (
     WORD,
     bernoulli,
@@ -179,19 +180,10 @@ def draw_mask_like(
     Returns:
       A bool array of the given shape.
     """
-    if isinstance(x, jax.core.Tracer):
-        sharding = jax.typeof(x).sharding
-        if sharding.mesh.empty:
-            return draw_mask(key, shape, p)
-        like = _sharding_for(sharding, x.ndim, shape)
-        return draw_mask(key, shape, p, out_sharding=like)
-    if isinstance(sharding := getattr(x, "sharding", None), NamedSharding):
-        # Outside of jit a sharding is a request to the compiler, not a type.
-        like = _sharding_for(sharding, x.ndim, shape)
-        draw = jax.jit(draw_mask, static_argnames=("shape", "p"), out_shardings=like)
-        mask: jax.Array = draw(key, shape=tuple(shape), p=p)
-        return mask
-    return draw_mask(key, shape, p)
+    sharding = sharding_of(x)
+    if sharding is not None:
+        sharding = _sharding_for(sharding, x.ndim, shape)
+    return draw_sharded(draw_mask, key, shape, p, sharding)
 
 
 def _sharding_for(

@@ -159,3 +159,12 @@ def test_p_is_checked(function):
     )
     with pytest.raises(ValueError, match=r"`p` must be in \[0, 1\]"):
         function(*args, 1.5)
+
+
+def test_more_rows_than_the_counter_has_numbers_raise():
+    def draw(key, rows):
+        return functional.draw_mask(key, (rows, 32), 0.5)
+
+    jax.eval_shape(lambda key: draw(key, 2**32 // 23), KEY)
+    with pytest.raises(ValueError, match=r"2\^32 random words.*\(200000000, 1\)"):
+        jax.eval_shape(lambda key: draw(key, 200_000_000), KEY)
