@@ -1,0 +1,1 @@
+"""The parts of ``ablation.py``: each file is one step from data to page."""

@@ -1,0 +1,154 @@
+"""The results: one file of numbers, which grows by whole units and can be gone on with."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import serialization
+
+
+class Unit(NamedTuple):
+    """One piece of the work, whose rows are written together.
+
+    Attributes:
+      table: the table that it belongs to.
+      data: the name of the data set.
+      steps: time steps of a simulation.
+      condition: what the networks were trained with.
+      p: the probability of being dropped; None where it is not chosen yet.
+      variant: what is done with the trained networks.
+    """
+
+    table: str
+    data: str
+    steps: int
+    condition: str
+    p: float | None
+    variant: str
+
+
+class Row(NamedTuple):
+    """One number."""
+
+    unit: Unit
+    measure: str
+    seed: int
+    value: float
+
+
+HEADER = (*Unit._fields, "measure", "seed", "value")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads a file of results."""
+    with path.open(newline="") as file:
+        lines = csv.DictReader(file)
+        if tuple(lines.fieldnames or ()) != HEADER:
+            raise ValueError(
+                f"{path} must have the columns {HEADER}, but has {lines.fieldnames}"
+            )
+        return [
+            Row(
+                Unit(
+                    line["table"],
+                    line["data"],
+                    int(line["steps"]),
+                    line["condition"],
+                    float(line["p"]),
+                    line["variant"],
+                ),
+                line["measure"],
+                int(line["seed"]),
+                float(line["value"]),
+            )
+            for line in lines
+        ]
+
+
+class Results:
+    """The rows in a folder, with the settings they belong to and trained parameters."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Opens the folder, or makes it.
+
+        Raises:
+          ValueError: what lies there has other settings; nothing is overwritten.
+        """
+        self._folder = folder
+        self._path = folder / "results.csv"
+        settings_path = folder / "settings.json"
+        wanted = json.dumps(settings, indent=2)
+        if settings_path.exists():
+            found = json.loads(settings_path.read_text())
+            other = [
+                f"{name} is {found.get(name)} there and {value} now"
+                for name, value in json.loads(wanted).items()
+                if found.get(name) != value
+            ]
+            if other:
+                raise ValueError(
+                    f"{settings_path} is of other settings: {'; '.join(other)}. Nothing "
+                    "was overwritten: type --output with another folder"
+                )
+        elif self._path.exists():
+            raise ValueError(
+                f"{self._path} has no settings.json beside it, so its settings are not "
+                "known. Nothing was overwritten: type --output with another folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if not settings_path.exists():
+            _write(settings_path, wanted.encode())
+        self.rows = read_rows(self._path) if self._path.exists() else []
+
+    def has(self, unit: Unit) -> bool:
+        """Says whether the rows of a unit are there."""
+        return any(row.unit == unit for row in self.rows)
+
+    def add(
+        self, unit: Unit, values: Mapping[str, Iterable[float]], seeds: Iterable[int]
+    ) -> None:
+        """Writes the values of a unit, by measure, one for each seed."""
+        seeds = list(seeds)
+        self.rows += [
+            # As it will be read: a run that goes on chooses what one in a piece chooses.
+            Row(unit, measure, seed, float(f"{value:.6g}"))
+            for measure, of_seeds in values.items()
+            for seed, value in zip(seeds, of_seeds, strict=False)
+        ]
+        lines = [",".join(HEADER)]
+        lines += [
+            ",".join(map(str, (*unit, measure, seed, value)))
+            for unit, measure, seed, value in self.rows
+        ]
+        _write(self._path, ("\n".join(lines) + "\n").encode())
+
+    def save_params(self, unit: Unit, params: Any) -> None:
+        """Keeps the parameters that a unit trained."""
+        _write(
+            self._params_path(unit),
+            serialization.msgpack_serialize(serialization.to_state_dict(params)),
+        )
+
+    def load_params(self, unit: Unit) -> Any:
+        """Loads what ``save_params`` kept."""
+        path = self._params_path(unit)
+        if not path.exists():
+            raise ValueError(
+                f"{path} is missing, the parameters to which {self._path} has rows: type "
+                "--output with another folder to train again"
+            )
+        return serialization.msgpack_restore(path.read_bytes())
+
+    def _params_path(self, unit: Unit) -> Path:
+        return self._folder / "params" / f"{'-'.join(map(str, unit[1:]))}.msgpack"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)

@@ -1,0 +1,129 @@
+"""Training and testing: all seeds of a condition at once, in one compiled program."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+import snn_dropout as sd
+from study.data import Examples, present, take
+from study.network import Network
+
+BATCH_SIZE = 32
+LEARNING_RATE = 5e-3
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="together")
+def over_seeds(
+    function: Callable[..., Any],
+    network: Network,
+    steps: int,
+    shared: Any,
+    *of_seeds: Any,
+    together: bool = True,
+) -> Any:
+    """Calls ``function(network, steps, shared, *of_seed)`` for every seed.
+
+    The devices share the seeds, which do not exchange anything.
+
+    Args:
+      function: of the values of one seed.
+      network: the network, static.
+      steps: time steps of a simulation.
+      shared: a pytree of arrays that all seeds use.
+      *of_seeds: pytrees of arrays ``[seeds, ...]``.
+      together: whether a device runs its seeds as one vmapped program, and not one after
+        the other, which needs less memory.
+
+    Returns:
+      What the calls return, stacked.
+    """
+    seeds = len(jax.tree.leaves(of_seeds)[0])
+    devices = jax.devices()[: math.gcd(seeds, jax.device_count())]
+
+    def share(shared: Any, of_seeds: Any) -> Any:
+        one = partial(function, network, steps, shared)
+        return (
+            jax.vmap(one)(*of_seeds)
+            if together
+            else jax.lax.map(lambda a: one(*a), of_seeds)
+        )
+
+    split = PartitionSpec("seeds")
+    return jax.shard_map(
+        share,
+        mesh=Mesh(np.array(devices), ("seeds",)),
+        in_specs=(PartitionSpec(), split),
+        out_specs=split,
+        check_vma=False,
+    )(shared, of_seeds)
+
+
+def keys_of(seeds: np.ndarray) -> jax.Array:
+    """Makes the key of each seed."""
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds))
+
+
+def draw_batches(indices: np.ndarray, seeds: np.ndarray, updates: int) -> np.ndarray:
+    """Draws which examples each update sees, ``[seeds, updates, batch]``."""
+    passes = -(-updates * BATCH_SIZE // len(indices))
+
+    def draw(seed: int) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        order = np.concatenate([random.permutation(indices) for _ in range(passes)])
+        return order[: updates * BATCH_SIZE].reshape(updates, BATCH_SIZE)
+
+    return np.stack([draw(seed) for seed in seeds]).astype(np.int32)
+
+
+def train(
+    network: Network, steps: int, examples: Examples, batches: jax.Array, key: jax.Array
+) -> Any:
+    """Trains a network from one seed, on batches ``[updates, batch]``; its parameters.
+
+    First parameters, input spikes and masks are drawn from the key, each from a part of
+    its own, so those that two conditions have in common are the same.
+    """
+    updates = len(batches)
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, updates))
+
+    def loss(params: Any, batch: jax.Array, key: jax.Array) -> jax.Array:
+        chosen = take(examples, batch)
+        logits = scores(network, steps, chosen, params, key, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, chosen.labels).mean()
+
+    def update(state: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        params, moments = state
+        changes, moments = optimizer.update(jax.grad(loss)(params, *inputs), moments)
+        return (optax.apply_updates(params, changes), moments), None
+
+    one_step = jnp.zeros((1, examples.inputs.shape[-1]))
+    params = network.init(key, one_step, train=False)["params"]
+    state = params, optimizer.init(params)
+    keys = jax.random.split(jax.random.fold_in(key, 1), updates)
+    (params, _), _ = jax.lax.scan(update, state, (batches, keys))
+    return params
+
+
+def scores(
+    network: Network,
+    steps: int,
+    examples: Examples,
+    params: Any,
+    key: jax.Array,
+    *,
+    train: bool = False,
+) -> jax.Array:
+    """Simulates examples and averages the scores over their real steps, ``[N, K]``."""
+    input_key, dropout_key = jax.random.split(key)
+    x_seq, weights = present(examples, input_key, steps)
+    y_seq, _ = sd.simulate(
+        network, {"params": params}, x_seq, rngs={"dropout": dropout_key}, train=train
+    )
+    return jnp.einsum("tn,tnk->nk", weights, y_seq)

@@ -1,0 +1,375 @@
+"""The study of held masks: at a toy size, its parts, and the page that reports it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = ROOT / "examples" / "ablation.py"
+sys.path.insert(0, str(PROGRAM.parent))
+
+import ablation  # noqa: E402
+from study import data as data_sets  # noqa: E402
+from study import measures, names, plan, statistics, tables, training, work  # noqa: E402
+from study.network import Network  # noqa: E402
+from study.results import Results, Row, Unit, read_rows  # noqa: E402
+
+sys.path.remove(str(PROGRAM.parent))
+
+PUBLISHED = ROOT / "docs" / "ablation"
+PAIR = (names.PER_STEP, names.HELD)
+
+
+def run(folder, *options):
+    """Runs the program as its user does, but for the compiler, which does not optimise."""
+    flags = "--xla_backend_optimization_level=0"
+    return subprocess.run(
+        [sys.executable, PROGRAM, "--quick", "--output", folder, *options],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_quick_run(tmp_path):
+    """All tables and pictures, of two of the data sets: that is a minute."""
+    pytest.importorskip("sktime", reason="the vowels are in the extra 'study'")
+    folder = tmp_path / "new" / "folder"
+    data = (names.DIGITS, names.VOWELS)
+    printed = run(folder, "--data", *data)
+    assert printed.stderr == ""
+    written = {
+        Path(line).name for line in re.findall(r"^written: (.*)$", printed.stdout, re.M)
+    }
+    made = ("mechanism", "ablation", "differences", "inference", "uncertainty")
+    made += ("selection", "equal-p")
+    pictures = {"mechanism.png", "differences.png", "selection.png"}
+    assert (
+        written == {f"{name}{end}" for name in made for end in (".csv", ".md")} | pictures
+    )
+    for picture in pictures:
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    path = folder / "results.csv"
+    rows = read_rows(path)
+    planned = plan.plan(plan.QUICK, data, list(names.CONDITIONS))
+    assert len({row.unit for row in rows}) == len(planned)
+    assert not np.isnan([row.value for row in rows]).any()
+
+    # A run that is interrupted before its last unit goes on to the same numbers.
+    whole = path.read_text()
+    lines = whole.splitlines()
+    last = lines[-1].split(",")[:6]
+    kept = [line for line in lines if line.split(",")[:6] != last]
+    path.write_text("\n".join(kept) + "\n")
+    assert len(re.findall(r" of \d+ ", run(folder, "--data", *data).stdout)) == 1
+
+    def without_times(text):
+        return [line for line in text.splitlines() if names.TIME not in line]
+
+    assert without_times(path.read_text()) == without_times(whole)
+
+    # Settings that are not those of the file are named, and nothing is overwritten.
+    with pytest.raises(
+        SystemExit, match=r"settings\.json is of other settings: seeds is 2 "
+    ):
+        ablation.main(["--output", str(folder), "--data", "digits"])
+    assert without_times(path.read_text()) == without_times(whole)
+
+
+def test_results_without_settings_are_refused(tmp_path):
+    (tmp_path / "results.csv").write_text("")
+    with pytest.raises(SystemExit, match=r"results\.csv has no settings\.json beside it"):
+        ablation.main(["--output", str(tmp_path), "--data", "digits"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "mnist"], r"invalid choice: '?mnist'?.*digits.*vowels"),
+        (["--conditions", "zoneout"], r"invalid choice: '?zoneout'?.*per-step.*held"),
+    ],
+)
+def test_unknown_names_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        ablation.main(arguments)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_missing_extra_is_named_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sktime.datasets", None)
+    work.load.cache_clear()
+    with pytest.raises(SystemExit, match=r"pip install -e '\.\[study\]'"):
+        ablation.main(["--quick", "--output", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_columns_are_refused(tmp_path):
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(
+        ValueError, match=r"must have the columns \('table', .* but has \['a'"
+    ):
+        read_rows(tmp_path / "results.csv")
+
+
+def test_missing_parameters_are_named(tmp_path):
+    results = Results(tmp_path, {})
+    unit = Unit(names.TEST, "digits", 4, "held", 0.5, names.LIF)
+    with pytest.raises(
+        ValueError, match=r"params/digits-4-held-0\.5-lif\.msgpack is missing"
+    ):
+        results.load_params(unit)
+
+
+# The design: what conditions share, and what is kept apart.
+
+
+def network(condition, p=0.5, **fields):
+    return Network(condition, p, units=6, classes=10, **fields)
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_conditions_start_from_the_same_parameters(rectified):
+    first, *others = (
+        network(condition, rectified=rectified).init(
+            jax.random.key(1), jnp.ones((1, 64)), train=False
+        )["params"]
+        for condition in names.CONDITIONS
+    )
+    for other in others:
+        chex.assert_trees_all_equal(first, other)
+
+
+def test_conditions_are_one_network_where_nothing_is_dropped():
+    examples = data_sets.load("digits", 3).train
+    key = jax.random.key(2)
+    params = network("none").init(key, jnp.ones((1, 64)), train=False)["params"]
+
+    def logits(condition):
+        few = data_sets.take(examples, np.arange(5))
+        return training.scores(network(condition, 0.0), 3, few, params, key, train=True)
+
+    for condition in names.CONDITIONS:
+        chex.assert_trees_all_close(logits(condition), logits("none"), atol=1e-6)
+
+
+def test_scaled_weights_are_the_mean_of_the_masks():
+    x, key = jnp.ones((1, 64)), jax.random.key(0)
+    dropped = network("dropconnect-fresh", 0.25, inference="mean")
+    params = network("none").init(key, x, train=False)["params"]
+    scaled = jax.tree.map(lambda leaf: leaf, params)
+    for layer in ("hidden_1", "hidden_2"):
+        scaled[layer] = jax.tree.map(lambda leaf: 0.75 * leaf, params[layer])
+    expected = network("none").apply({"params": scaled}, x, train=False, mutable=["state"])
+    found = dropped.apply({"params": params}, x, train=False, mutable=["state"])
+    chex.assert_trees_all_close(found[0], expected[0], atol=1e-6)
+
+
+def test_training_validation_and_test_examples_are_apart():
+    data = data_sets.load("digits", 4)
+    small = data_sets.load("digits-200", 4)
+    rows = [{tuple(row) for row in np.asarray(part.inputs)} for part in (*data, *small)]
+    train, test, few, same_test = rows
+    assert len(train) + len(test) == 1797
+    assert not train & test
+    assert len(few) == 200
+    assert few < train
+    assert same_test == test
+    fit, validation = data_sets.fit_and_validation(data.train)
+    assert sorted([*fit, *validation]) == list(range(len(data.train.labels)))
+    assert len(validation) == 180
+
+
+def test_the_seeds_that_choose_p_are_not_those_of_the_tests():
+    selection = work.seeds_of(Unit(names.SELECTION, "", 1, "", 0.1, ""), plan.Settings())
+    test = work.seeds_of(Unit(names.TEST, "", 1, "", 0.1, ""), plan.Settings())
+    assert len(test) >= 10
+    assert not set(selection) & set(test)
+
+
+def test_vowels_are_as_published_and_padded_with_nothing():
+    pytest.importorskip("sktime")
+    data = data_sets.load("vowels", 29)
+    assert data.train.inputs.shape == (270, 29, 12)
+    assert data.test.inputs.shape == (370, 29, 12)
+    assert np.unique(data.train.labels).tolist() == list(range(9))
+    lengths = np.concatenate([data.train.lengths, data.test.lengths])
+    assert (lengths.min(), lengths.max()) == (7, 29)
+    real = np.arange(29) < np.asarray(data.train.lengths)[:, None]
+    assert (np.asarray(data.train.inputs)[~real] == 0).all()
+    heard = np.asarray(data.train.inputs)[real]
+    np.testing.assert_allclose(heard.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(heard.std(0), 1, atol=1e-5)
+
+
+def test_steps_behind_the_end_do_not_count():
+    inputs = jnp.zeros((2, 4, 3))
+    examples = data_sets.Examples(inputs, jnp.zeros(2), jnp.array([2, 4]))
+    x_seq, weights = data_sets.present(examples, jax.random.key(0), 4)
+    assert x_seq.shape == (4, 2, 3)
+    np.testing.assert_allclose(weights.T, [[0.5, 0.5, 0, 0], [0.25] * 4])
+
+
+def test_pixels_are_rates():
+    examples = data_sets.Examples(
+        jnp.array([[0.0, 0.3, 1.0]]), jnp.zeros(1), jnp.array([9])
+    )
+    x_seq, _ = data_sets.present(examples, jax.random.key(0), 4000)
+    np.testing.assert_allclose(x_seq.mean(axis=(0, 1)), [0, 0.3, 1], atol=0.03)
+    assert set(np.unique(x_seq)) == {0, 1}
+
+
+def test_batches_of_a_seed_pass_through_all_examples():
+    indices = np.arange(100, 164)
+    batches = training.draw_batches(indices, np.array([3, 4]), updates=5)
+    assert batches.shape == (2, 5, 32)
+    for one in batches:
+        assert sorted(one[:2].ravel()) == indices.tolist()
+        assert sorted(one[2:4].ravel()) == indices.tolist()
+    assert (batches[0] != batches[1]).any()
+    again = training.draw_batches(indices, np.array([4]), updates=5)
+    np.testing.assert_array_equal(again[0], batches[1])
+
+
+def test_seeds_on_many_devices_are_seeds_alone():
+    examples = data_sets.load("digits", 2).train
+    seeds = np.arange(2)
+    keys = training.keys_of(seeds)
+    batches = training.draw_batches(np.arange(64), seeds, updates=2)
+    subject = network("held"), 2, examples
+    alone = jax.jit(training.train, static_argnums=(0, 1))
+    expected = [alone(*subject, *of_seed) for of_seed in zip(batches, keys, strict=True)]
+    for together in (True, False):
+        found = training.over_seeds(
+            training.train, *subject, batches, keys, together=together
+        )
+        assert len(jax.tree.leaves(found)[0].devices()) == 2
+        chex.assert_trees_all_close(
+            found, jax.tree.map(lambda *of: jnp.stack(of), *expected), atol=1e-5
+        )
+
+
+# The measures and the statistics.
+
+
+def subject(condition, p=0.5, steps=16, units=32):
+    examples = data_sets.take(data_sets.load("digits", steps).test, np.arange(20))
+    model = Network(condition, p, units, classes=10)
+    keys = training.keys_of(np.arange(2))
+    params = jax.vmap(lambda key: model.init(key, jnp.ones((1, 64)), train=False)["params"])
+    return measures.Subject(model, steps, examples, params(keys), keys)
+
+
+def test_spread_of_held_masks_is_the_larger():
+    per_step, held = (measures.spread(subject(condition), 16) for condition in PAIR)
+    for of_seed in zip(per_step[names.SPREAD], held[names.SPREAD], strict=True):
+        assert of_seed[1] > 1.5 * of_seed[0]
+    np.testing.assert_allclose(
+        held[names.STEP_SPREAD], per_step[names.STEP_SPREAD], rtol=0.4
+    )
+
+
+def test_spread_is_nothing_without_dropout():
+    found = measures.spread(subject("none"), 3)
+    assert (found[names.SPREAD] == 0).all()
+    assert (found[names.STEP_SPREAD] == 0).all()
+
+
+def test_monte_carlo_draws_masks_of_both_kinds():
+    """Flax's dropout is no layer of the package, and must be sampled all the same."""
+    for condition in PAIR:
+        one, many = (subject(condition).run(measures._monte_carlo(n)) for n in (1, 4))
+        assert (one.variance == 0).all()
+        assert (many.variance > 0).any()
+
+
+def test_entropy_that_rises_gives_the_whole_area(monkeypatch):
+    def blank(images):
+        return np.zeros_like(images)
+
+    monkeypatch.setattr(
+        measures, "CHANGES", {"blank": blank, "none": lambda images: images}
+    )
+    found = measures.separate(subject("none", units=64), 1)
+    np.testing.assert_allclose(found["none"], 0.5)
+    assert (found["blank"] > 0.9).all()
+
+
+def test_interval_is_students():
+    values = [1.0, 2.0, 4.0, 4.5]
+    found = statistics.estimate(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    np.testing.assert_allclose(
+        (found.mean - found.half_width, found.mean + found.half_width), (low, high)
+    )
+    assert statistics.estimate([2.0]).text(1) == "2.0"
+    assert not statistics.estimate([-1.0, 2.0]).clear
+    assert statistics.estimate([1.0, 1.1]).clear
+
+
+def rows_of(table, condition, p, values, measure=names.LIKELIHOOD):
+    unit = Unit(table, "digits", 4, condition, p, names.LIF)
+    return [Row(unit, measure, seed, value) for seed, value in enumerate(values)]
+
+
+def test_p_is_chosen_by_the_least_mean_loss_in_validation():
+    rows = [
+        *rows_of(names.SELECTION, "held", 0.1, [1.0, 3.0]),
+        *rows_of(names.SELECTION, "held", 0.3, [1.5, 1.9]),
+        *rows_of(names.SELECTION, "per-step", 0.5, [0.1, 0.1]),
+        *rows_of(names.TEST, "held", 0.5, [0.0, 0.0]),
+    ]
+    assert statistics.choose_p(rows, "digits", 4, "held") == 0.3
+    assert statistics.choose_p(rows, "digits", 4, "per-step") == 0.5
+
+
+def test_differences_are_paired_by_seed():
+    rows = [
+        *rows_of(names.TEST, "held", 0.1, [90.0, 80.0, 70.0], names.ACCURACY),
+        *rows_of(names.TEST, "per-step", 0.5, [89.0, 79.0, 69.0], names.ACCURACY),
+    ]
+    found = tables.paired(rows, names.ACCURACY)["digits", 4, "held", "per-step"]
+    assert found == (1.0, 0.0)
+
+
+# The page.
+
+
+def test_published_run_is_the_program_at_its_defaults():
+    settings = json.loads((PUBLISHED / "settings.json").read_text())
+    settings.pop("versions")
+    assert settings == json.loads(json.dumps(plan.Settings()._asdict()))
+    units = {row.unit for row in read_rows(PUBLISHED / "results.csv")}
+    planned = plan.plan(plan.Settings(), list(names.DATA), list(names.CONDITIONS))
+    assert len(units) == len(planned)
+    assert {unit._replace(p=None) for unit in units} == {
+        u._replace(p=None) for u in planned
+    }
+
+
+def test_page_has_the_tables_of_the_published_numbers():
+    page = (ROOT / "docs" / "does-it-matter.md").read_text()
+    for table in tables.all_tables(read_rows(PUBLISHED / "results.csv")):
+        assert table.markdown() in page, table.name
+
+
+def test_every_decimal_of_the_prose_is_in_a_table():
+    page = (ROOT / "docs" / "does-it-matter.md").read_text()
+    prose = re.sub(r"^(\|.*|```[\s\S]*?^```)$", "", page, flags=re.M)
+    made = tables.all_tables(read_rows(PUBLISHED / "results.csv"))
+    known = set(re.findall(r"\d+\.\d+", "".join(table.markdown() for table in made)))
+    known |= set(map(str, plan.Settings().p))
+    versions = json.loads((PUBLISHED / "settings.json").read_text())["versions"]
+    for version in versions.values():
+        prose = prose.replace(version, "")
+    assert set(re.findall(r"\d+\.\d+", prose)) <= known
