@@ -69,6 +69,33 @@ def check_deterministic(deterministic: Any) -> None:
         )
 
 
+def merge_deterministic(layer: str, field: Any, argument: Any) -> bool:
+    """Returns the flag of a layer, or raises unless field or argument give it, not both."""
+    check_deterministic(argument)
+    if field is None and argument is None:
+        raise ValueError(
+            f"`deterministic` must be given to {layer}, True (inference) or False "
+            f"(training), but was not; write for example "
+            f"`{layer}(...)(x, deterministic=not train)`."
+        )
+    if field is not None and argument is not None:
+        raise ValueError(
+            f"`deterministic` must be given to {layer} once, but got {field} as its field "
+            f"and {argument} in the call; leave one of the two out."
+        )
+    return bool(field if argument is None else argument)
+
+
+def check_bound(layer: str, scope: Any) -> None:
+    """Raises if a module is called that has no scope."""
+    if scope is None:
+        raise RuntimeError(
+            f"{layer} must be called by `apply` or inside of another module, for it holds "
+            f"no parameters, keys or masks itself, but it was called alone; write "
+            f"`y = layer.apply(variables, x, ...)`, with `variables` from `layer.init`."
+        )
+
+
 def check_is_array(name: str, x: Any) -> None:
     """Raises unless ``x`` has a shape and a dtype."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.core import Scope
 
 from snn_dropout._checks import (
+    check_bound,
     check_collections,
     check_module,
     check_mutable,
@@ -88,7 +89,9 @@ class MultiStep(nn.Module):
         Raises:
           TypeError, ValueError: ``x_seq`` has no time axis, or the module makes a
             leaf of its state only after ``init``.
+          RuntimeError: it is called alone, not by ``apply`` or in another module.
         """
+        check_bound("MultiStep", self.scope)
         steps = check_time_axis(x_seq)
         if self.is_initializing():
             y = self.module(first_step(x_seq), *args, **kwargs)

@@ -175,14 +175,27 @@ def test_a_stored_mask_of_another_batch_names_both_shapes(row):
 def test_deterministic_is_given_once(row):
     x = row.x_seq()[0]
     variables = row.variables(x)
-    with pytest.raises(ValueError, match=r"\"deterministic\" must be passed"):
+    with pytest.raises(
+        ValueError, match=r"must be given to \w+, .*but was not.*=not train"
+    ):
         row.layer().apply(variables, x)
-    with pytest.raises(ValueError, match=r"\"deterministic\" was passed .*just once"):
-        row.layer(deterministic=True).apply(variables, x, True)
+    with pytest.raises(ValueError, match=r"once, but got True as its field and False in"):
+        row.layer(deterministic=True).apply(variables, x, False)
     with pytest.raises(
         TypeError, match=r"`deterministic` must be a static.*static_argnames"
     ):
         jax.jit(lambda flag: row.layer().apply(variables, x, flag))(True)
+
+
+@every_row
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_layer_that_is_called_alone_raises(row, deterministic):
+    for layer in (row.layer(), row.layer("m"), sd.MultiStep(row.layer())):
+        x = row.x_seq() if getattr(layer, "step_mode", "m") == "m" else row.x_seq()[0]
+        with pytest.raises(
+            RuntimeError, match=r"must be called by `apply`.*layer\.apply\("
+        ):
+            layer(x, deterministic=deterministic)
 
 
 def test_errors_say_where_the_layer_is():

@@ -147,7 +147,8 @@ class DropConnectLinear(nn.Module):
           TypeError: the input is complex.
           ValueError: the rank or ``in_features`` is wrong, a stored mask does not fit,
             or ``deterministic`` is given twice or not at all.
-          RuntimeError: a held mask can not be stored, see ``snn_dropout.state``.
+          RuntimeError: the layer is called alone, or a held mask can not be stored,
+            see ``snn_dropout.state``.
           flax.errors.InvalidRngError: the stream ``rng_collection`` is missing.
         """
         if self.step_mode == "m":
@@ -183,6 +184,7 @@ class DropConnectLinear(nn.Module):
     def _forward(
         self, x_seq: jax.Array, deterministic: bool | None, *, whole: bool
     ) -> jax.Array:
+        _checks.check_bound(type(self).__name__, self.scope)
         deterministic = self._merge_deterministic(deterministic)
         bias = self.bias if self.use_bias else None
         x_seq, kernel, bias = promote_dtype(x_seq, self.kernel, bias, dtype=self.dtype)
@@ -199,9 +201,9 @@ class DropConnectLinear(nn.Module):
 
     def _merge_deterministic(self, deterministic: bool | None) -> bool:
         # A method of its own, so that Monte-Carlo dropout can intercept it.
-        _checks.check_deterministic(deterministic)
-        merged: bool = nn.merge_param("deterministic", self.deterministic, deterministic)
-        return merged
+        return _checks.merge_deterministic(
+            type(self).__name__, self.deterministic, deterministic
+        )
 
     def _drop_connections(
         self, x_seq: jax.Array, kernel: jax.Array, bias: jax.Array | None, whole: bool

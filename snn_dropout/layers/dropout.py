@@ -43,7 +43,8 @@ class _HeldDropout(nn.Module, abc.ABC):
         Raises:
           ValueError: the rank is wrong, the stored mask does not fit, or
             ``deterministic`` is given twice or not at all.
-          RuntimeError: the mask can not be stored, see ``snn_dropout.state``.
+          RuntimeError: the layer is called alone, or the mask can not be stored, see
+            ``snn_dropout.state``.
           flax.errors.InvalidRngError: the stream ``rng_collection`` is missing.
         """
         if self.step_mode == "m":
@@ -80,6 +81,7 @@ class _HeldDropout(nn.Module, abc.ABC):
     def _forward(
         self, x: jax.Array, deterministic: bool | None, step_mode: str
     ) -> jax.Array:
+        _checks.check_bound(type(self).__name__, self.scope)
         deterministic = self._merge_deterministic(deterministic)
         self._check_rank(x, step_mode)
         if self._drops_nothing(deterministic):
@@ -88,9 +90,9 @@ class _HeldDropout(nn.Module, abc.ABC):
 
     def _merge_deterministic(self, deterministic: bool | None) -> bool:
         # A method of its own, so that Monte-Carlo dropout can intercept it.
-        _checks.check_deterministic(deterministic)
-        merged: bool = nn.merge_param("deterministic", self.deterministic, deterministic)
-        return merged
+        return _checks.merge_deterministic(
+            type(self).__name__, self.deterministic, deterministic
+        )
 
     def _drops_nothing(self, deterministic: bool) -> bool:
         return deterministic or self.p == 0 or self.is_initializing()
