@@ -58,7 +58,9 @@ def monte_carlo(
     for the scores ``z_s`` of sample ``s``. The model is called as in inference: its
     normalisations stay there, and the layers of this package drop all the same, whatever
     ``deterministic`` says to them. ``DropConnectLinear`` loses connections as in
-    training. Samples run ``at_once`` together, so memory does not grow with their number.
+    training. A model without such layers has a variance of 0, also one with
+    ``nn.Dropout``. Samples run ``at_once`` together, so memory does not grow with their
+    number.
 
     Example::
 
@@ -99,11 +101,16 @@ def monte_carlo(
     check_count("samples", samples)
     check_count("at_once", at_once)
     check_no_stored_mask(_stored_masks(variables))
+    if rngs is not None and not isinstance(rngs, Mapping):
+        rngs = {"params": rngs}  # as `apply` takes a single key
+    # A stream that nobody reads: `nn.jit` would reuse here what it traced for a call that
+    # drops nothing, and there what it traces here, were they called alike.
+    streams = {**(rngs or {}), "monte_carlo": jax.random.key(0)}
     at_once = min(at_once, samples)
     chunks = -(-samples // at_once)
 
     def sample(number: jax.Array) -> jax.Array:
-        keys = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
+        keys = jax.tree.map(lambda key: jax.random.fold_in(key, number), streams)
         with nn.intercept_methods(_drop_all_the_same):
             y_seq, _ = simulate(model, variables, x_seq, *args, rngs=keys, **kwargs)
         return scores(y_seq)

@@ -101,6 +101,25 @@ def test_what_drops_nothing_is_certain(x_seq):
     np.testing.assert_allclose(found.mutual_information, 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("inference_first", [True, False])
+def test_a_lifted_jit_does_not_mix_it_up_with_inference(x_seq, inference_first):
+    """It reuses what it traced for a call of the same signature."""
+    model = nn.jit(Net, static_argnames="train")()
+    variables = model.init(KEY, x_seq[0])
+
+    def certain(rngs):
+        y_seq, _ = sd.simulate(model, variables, x_seq, rngs=rngs)
+        plain, _ = sd.simulate(Net(), variables, x_seq)
+        np.testing.assert_allclose(y_seq, plain, atol=1e-5)
+
+    if inference_first:
+        certain(RNGS)
+    for _ in range(2):
+        found = sd.monte_carlo(model, variables, x_seq, rngs=RNGS, samples=4)
+        assert (found.variance > 1e-6).any()
+    certain(RNGS)
+
+
 def test_memory_does_not_grow_with_the_samples(variables):
     x_seq = jnp.ones((5, 64, 6))
 
@@ -139,8 +158,9 @@ def test_bad_input_is_named(variables, x_seq):
     ):
         run({**variables, "state": state})
     assert run({**variables, "state": sd.reset_masks(state)}).mean.shape == (4, 3)
-    with pytest.raises(InvalidRngError, match="'dropout'"):
-        run(rngs=None)
+    for rngs in (None, {}, KEY):
+        with pytest.raises(InvalidRngError, match="'dropout'"):
+            run(rngs=rngs)
     with pytest.raises(TypeError, match="`scores` must return one array of floats"):
         run(scores=lambda y_seq: y_seq > 0)
     with pytest.raises(ValueError, match="`scores` must return an array whose last axis"):
