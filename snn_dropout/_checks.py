@@ -223,10 +223,12 @@ def check_collections(name: str, collections: Any) -> None:
 def check_module(name: str, module: Any, kind: type) -> None:
     """Raises unless ``module`` is an instance of ``kind``, the linen module."""
     if not isinstance(module, kind):
-        given = f"the class {module.__name__}" if isinstance(module, type) else repr(module)
+        is_class = isinstance(module, type)
+        given = f"the class {module.__name__}" if is_class else repr(module)
+        example = f"{module.__name__}()" if is_class else "LIF()"
         raise TypeError(
             f"`{name}` must be an instance of a linen module, but got {given}; write for "
-            f"example `LIF()`, or wrap a function in `nn.Sequential([function])`."
+            f"example `{example}`, or wrap a function in `nn.Sequential([function])`."
         )
 
 

@@ -128,7 +128,13 @@ def check_batch_axis(mean: Any) -> None:
 
 
 def check_activation(activation: Any) -> None:
-    """Raises unless ``activation`` is None or a callable."""
+    """Raises unless ``activation`` is None or a callable, and no class of modules."""
+    if isinstance(activation, type):
+        raise TypeError(
+            f"`activation` must be a function of one array, or an instance of a linen "
+            f"module, but got the class {activation.__name__}; write for example "
+            f"`activation={activation.__name__}()`."
+        )
     if activation is not None and not callable(activation):
         raise TypeError(
             f"`activation` must be a function of one array, or None for the identity, "

@@ -73,7 +73,7 @@ def _convert(
     ) + " of a single layer"
     if not isinstance(given, Mapping):
         raise TypeError(
-            f"`{argument}` must be a mapping of names to arrays, but got {given!r} of type "
+            f"`{argument}` must be a mapping of names to arrays, but got a "
             f"{type(given).__name__}; pass {remedy}."
         )
     if old not in given or not given.keys() <= {old, "bias"}:

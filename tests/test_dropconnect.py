@@ -491,6 +491,7 @@ def test_the_bridge_to_nnx_finds_the_state_of_a_spiking_activation(x_seq):
             r"`inference='analytic'` needs .*a module.*`inference='sample'`",
         ),
         ({"activation": 3}, TypeError, r"`activation` must be a function .*got 3"),
+        ({"activation": LIF}, TypeError, r"got the class LIF; .*`activation=LIF\(\)`"),
         ({"p": 2}, ValueError, r"`p` must be in \[0, 1\]"),
         ({"step_mode": "x"}, ValueError, r"`step_mode` must be 's'"),
     ],
@@ -532,8 +533,8 @@ def test_missing_streams_and_stored_masks_of_another_size_raise():
     x = jnp.ones((3, 6))
     params = {"params": sd.DropConnectLinear(6, 5).init(KEY, x, True)["params"]}
     for layer, deterministic, what in [
-        (sd.DropConnectLinear(6, 5), True, "the samples of state"),
-        (sd.DropConnectLinear(6, 5), False, "the masks of state"),
+        (sd.DropConnectLinear(6, 5), True, "samples of DropConnectLinear .*analytic.*"),
+        (sd.DropConnectLinear(6, 5), False, "the masks of DropConnectLinear"),
         (sd.DropConnectLinear(6, 5, invariant=True), False, "the mask state/kernel_mask"),
     ]:
         with pytest.raises(

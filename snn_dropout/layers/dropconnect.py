@@ -239,7 +239,7 @@ class DropConnectLinear(nn.Module):
         def mask(name: str, shape: tuple[int, ...], dtype: Any, draw: Any) -> jax.Array:
             if self.invariant:
                 return held(self, name, shape, dtype, draw, whole_simulation=whole)
-            drawn: jax.Array = draw(fresh_key(self, f"the masks of {path_of(self)}"))
+            drawn: jax.Array = draw(fresh_key(self, f"the masks of {self._where()}"))
             return drawn
 
         kernel_mask = mask(
@@ -275,7 +275,9 @@ class DropConnectLinear(nn.Module):
     ) -> jax.Array:
         if self.inference == "analytic":
             return expected_activation(self.activation, mean, variance)
-        key = fresh_key(self, f"the samples of {path_of(self)}")
+        key = fresh_key(
+            self, f"the samples of {self._where()} (`inference='analytic'` takes no key)"
+        )
         if not self._samples_neurons():
             return sampled_activation(
                 key, self.activation, mean, variance, self.samples_num
@@ -315,6 +317,9 @@ class DropConnectLinear(nn.Module):
     def _keep_samples(self, state: State) -> None:
         if state:
             self.put_variable(self.state_collection, SAMPLES, state)
+
+    def _where(self) -> str:
+        return "/".join(self.path) or type(self).__name__
 
     def _check_input(self, x: jax.Array, step_mode: str) -> None:
         _checks.check_rank("DropConnectLinear", x, step_mode, "N, I", 2, 2)
