@@ -164,13 +164,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--p", type=float, default=0.1, help="probability that a channel is dropped")
     add("--p-path", type=float, default=0.1, help="probability that a branch is dropped")
     options = parser.parse_args(argv)
+
+    def refuse(name: str, rule: str) -> None:
+        option = name.replace("_", "-")
+        parser.error(
+            f"--{option} must be {rule}, but got {getattr(options, name)}; type for "
+            f"example --{option} {parser.get_default(name)}"
+        )
+
     for name in "epochs", "steps":
         if getattr(options, name) < 1:
-            parser.error(f"--{name} must be 1 or more, but got {getattr(options, name)}")
+            refuse(name, "1 or more")
     for name in "p", "p_path":
         if not 0 <= getattr(options, name) < 1:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} must be in [0, 1), but got {getattr(options, name)}")
+            refuse(name, "in [0, 1)")
 
     digits = load_data()
     print("dropout                          test accuracy (%)")

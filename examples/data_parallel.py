@@ -122,10 +122,10 @@ def draw_picture(path: Path, parallel: Result, alone: Result, count: int) -> Non
     curves, difference = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     curves.plot(alone.losses, lw=4, color="lightsteelblue", label="one device")
     curves.plot(parallel.losses, lw=1, color="navy", label=f"devices: {count}")
-    curves.set(ylabel="training loss", yscale="log", title="The same training, twice")
+    curves.set(ylabel="training loss (nats)", yscale="log", title="One training, twice")
     curves.legend()
     difference.plot(np.abs(parallel.losses - alone.losses), ".", ms=3, color="tab:red")
-    difference.set(xlabel="training step", ylabel="|difference|")
+    difference.set(xlabel="training step", ylabel="|difference| (nats)")
     difference.set_yscale("symlog", linthresh=1e-16)
     figure.savefig(path, dpi=120)
 
@@ -142,13 +142,15 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--coordinator", help="address and port of process 0, of several processes")
     add("--processes", type=int, default=1, help="how many processes take part")
     add("--process-id", type=int, default=0, help="the number of this one")
-    add("--output", type=Path, help="PNG to write; none is written by default")
+    add("--output", type=Path, help="PNG to write")
     options = parser.parse_args(argv)
 
     if options.epochs < 1:
         parser.error(f"--epochs must be 1 or more, but got {options.epochs}; type 20")
     if not 0 <= options.p < 1:  # NaN is refused too
         parser.error(f"--p must be in [0, 1), but got {options.p}; type for example 0.5")
+    if options.processes < 1:
+        parser.error(f"--processes must be 1 or more, but got {options.processes}; type 1")
     if not 0 <= options.process_id < options.processes:
         parser.error(
             f"--process-id must be 0 to --processes minus 1, but got "
@@ -162,12 +164,16 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if options.output is not None:  # before the training, which would be lost
         if options.output.suffix != ".png" or options.output.is_dir():
-            parser.error(f"--output must end in .png, but got {options.output}")
+            parser.error(
+                f"--output must be a file that ends in .png, but got {options.output}; "
+                f"type for example --output output/data_parallel.png"
+            )
         try:
             options.output.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
             parser.error(
-                f"--output must be in a folder that can be made, but got {options.output}"
+                f"--output must be in a folder that exists or can be made, but got "
+                f"{options.output}; type for example --output output/data_parallel.png"
             )
     return options
 

@@ -240,18 +240,28 @@ def check_alone(model: Network, params: Any, chunk: Chunk) -> tuple[int, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the example; see ``--help``."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = partial(parser.add_argument, type=int)
-    add("--chunks", default=1000, help="training steps (default: %(default)s)")
-    add("--steps", default=8, help="time steps of a chunk (default: %(default)s)")
-    add("--slots", default=64, help="streams side by side (default: %(default)s)")
-    add("--p", type=float, default=0.1, help="probability of being dropped (%(default)s)")
+    add("--chunks", default=1000, help="training steps")
+    add("--steps", default=8, help="time steps of a chunk")
+    add("--slots", default=64, help="streams side by side")
+    add("--p", type=float, default=0.1, help="probability of being dropped, in [0, 1)")
     options = parser.parse_args(arguments)
+
+    def refuse(name: str, rule: str) -> None:
+        parser.error(
+            f"--{name} must be {rule}, but got {getattr(options, name)}; type for "
+            f"example --{name} {parser.get_default(name)}"
+        )
+
     for name in "chunks", "steps", "slots":
         if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, but is {getattr(options, name)}")
-    if not 0 <= options.p <= 1:
-        parser.error(f"--p must be in [0, 1], but is {options.p}")
+            refuse(name, "1 or more")
+    if not 0 <= options.p < 1:  # with p=1 nothing is left to learn from
+        refuse("p", "in [0, 1)")
 
     images, labels = load_digits(return_X_y=True)
     images = (images / 8).reshape(-1, ROWS, 8).astype(np.float32)

@@ -146,14 +146,24 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--p", type=float, default=0.5, help="probability of being dropped, in [0, 1)")
     add("--output", type=Path, default="output/uncertainty.png", help="PNG to write")
     options = parser.parse_args(argv)
+
+    def refuse(name: str, rule: str) -> None:
+        parser.error(
+            f"--{name} must be {rule}, but got {getattr(options, name)}; type for "
+            f"example --{name} {parser.get_default(name)}"
+        )
+
     for name in ("epochs", "samples", "steps"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name} must be 1 or more, but got {getattr(options, name)}")
+            refuse(name, "1 or more")
     if not 0 <= options.p < 1:  # NaN is refused too
-        parser.error(f"--p must be in [0, 1), but got {options.p}; type for example 0.5")
-    if options.output.suffix != ".png":
-        parser.error(f"--output must be a file that ends in .png, but got {options.output}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+        refuse("p", "in [0, 1)")
+    if options.output.suffix != ".png" or options.output.is_dir():
+        refuse("output", "a file that ends in .png")
+    try:  # before the training, which would be lost
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        refuse("output", "in a folder that exists or can be made")
     options.seeds = 1
     return options
 

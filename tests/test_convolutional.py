@@ -65,9 +65,13 @@ def test_the_program_prints_its_table(example, capsys, monkeypatch):
     rows = re.findall(r"^(none|channels .*?) +(\d+\.\d)$", printed, re.M)
     assert [name for name, _ in rows] == ["none", "channels p=0.1, branches p=0.1"]
     assert len(re.findall(r"^  Block_\d/\w+/mask +\[64, 1, 1, \d+\], ", printed, re.M)) == 4
-    with pytest.raises(SystemExit, match=r"^2$"):
-        example.main(["--p-path=1"])
-    assert "--p-path must be in [0, 1), but got 1.0" in capsys.readouterr().err
+    for option, message in (
+        ("--p-path=1", r"--p-path must be in \[0, 1\), but got 1\.0; .* --p-path 0\.1"),
+        ("--steps=0", r"--steps must be 1 or more, but got 0; .* --steps 4"),
+    ):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            example.main([option])
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_images_are_repeated_over_time(example):

@@ -353,8 +353,9 @@ def test_the_largest_difference_is_printed(parallel, monkeypatch, capsys):
         (["--p", "nan"], r"--p must be in \[0, 1\), but got nan; type for example 0\.5"),
         (["--process-id", "1"], r"must be 0 to --processes minus 1, but got 1 of 1; type"),
         (["--processes", "2"], r"--coordinator must be given.*--coordinator 127\.0\.0\.1"),
-        (["--output", "x.jpg"], r"--output must end in \.png, but got x\.jpg"),
-        (["--output", f"{__file__}/x.png"], "in a folder that can be made, but got"),
+        (["--processes", "0"], r"--processes must be 1 or more, but got 0; type 1"),
+        (["--output", "x.jpg"], r"ends in \.png, but got x\.jpg; .* output/data_parallel"),
+        (["--output", f"{__file__}/x.png"], "that exists or can be made, but got .*; type"),
     ],
 )
 def test_bad_option_of_the_parallel_training_is_refused(parallel, given, message, capsys):

@@ -52,7 +52,11 @@ def test_streams_start_where_the_last_one_ended(example):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("--chunks=0", "--chunks must be at least 1"), ("--p=2", r"--p must be in \[0, 1\]")],
+    [
+        ("--chunks=0", r"--chunks must be 1 or more, but got 0; .* --chunks 1000"),
+        ("--p=1", r"--p must be in \[0, 1\), but got 1\.0; .* --p 0\.1"),
+        ("--p=nan", r"--p must be in \[0, 1\), but got nan; .* --p 0\.1"),
+    ],
 )
 def test_bad_options_are_refused(example, option, message, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):

@@ -194,6 +194,12 @@ def test_the_example_prints_its_table_and_writes_a_picture(tmp_path, capsys, mon
     assert rows[0][1:] != rows[5][1:]
     assert all(0 <= float(row[3]) <= float(row[2]) <= 2.31 for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    for option in "--samples=0", "--p=1", "--output=x.jpg":
+    for option, message in (
+        ("--samples=0", r"--samples must be 1 or more, but got 0; .* --samples 64"),
+        ("--p=1", r"--p must be in \[0, 1\), but got 1\.0; .* --p 0\.5"),
+        ("--output=x.jpg", r"ends in \.png, but got x\.jpg; .* output/uncertainty\.png"),
+        (f"--output={__file__}/x.png", "in a folder that exists or can be made, but"),
+    ):
         with pytest.raises(SystemExit, match=r"^2$"):
             example.main([option])
+        assert re.search(message, capsys.readouterr().err)
