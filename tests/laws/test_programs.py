@@ -116,3 +116,30 @@ def test_dropout_needs_no_temporary_memory_but_its_mask(row):
     # Two sets of random words and the mask; small change for keys and loops.
     elements = 64 * 512 if row.name != "DropPath" else 64
     assert program.memory_analysis().temp_size_in_bytes <= 4 * elements + 4096
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_the_gradient_of_a_scan_unpacks_connections_where_they_are_used(invariant):
+    """JAX moves what no step changes out of a loop that is differentiated.
+
+    Zeros and bit positions that are read from memory are many times as slow.
+    """
+    layer = sd.DropConnectLinear(64, 40, invariant=invariant, deterministic=False)
+    variables = layer.init(KEY, jnp.ones((3, 64)))
+
+    def loss(params, x_seq):
+        variables = {"params": params}
+        y_seq, _ = sd.simulate(layer, variables, x_seq, rngs={"dropout": KEY})
+        return (y_seq**2).sum()
+
+    x_seq = jnp.ones((STEPS, 3, 64))
+    gradient = jax.make_jaxpr(jax.grad(loss))(variables["params"], x_seq).jaxpr
+    walks = [
+        equation
+        for equation in equations(gradient)
+        if equation.primitive.name == "scan" and equation.params["length"] == 3
+    ]
+    assert len(walks) >= 3, "the forward pass, and the two of the backward pass"
+    for walk in walks:
+        read = [variable.aval for variable in walk.invars[: walk.params["num_consts"]]]
+        assert [aval.shape for aval in read] in ([], [(64, 40)]), "nothing but the kernel"
