@@ -16,18 +16,22 @@ The parts are in ``study/``. ``--quick`` does the same at a toy size, to see tha
 
 import argparse
 import importlib.metadata
+import itertools
 import os
 import platform
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 
 try:
     import jax
     from study.names import CONDITIONS, DATA, VOWELS
-    from study.plan import QUICK, Settings, plan
+    from study.plan import QUICK, Settings, in_turn, plan
     from study.report import write_report
-    from study.results import Results
+    from study.results import Results, Unit
     from study.work import load, measure, seeds_of, with_p
 except ImportError as error:
     raise SystemExit(
@@ -66,6 +70,47 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def run(planned: Sequence[Unit], settings: Settings, results: Results) -> None:
+    """Does the units that are not done yet, as many at once as there are devices."""
+    start, done, stopped = time.perf_counter(), itertools.count(1), Event()
+    devices: SimpleQueue[jax.Device] = SimpleQueue()
+    for device in jax.devices():
+        devices.put(device)
+
+    def follow(chain: Sequence[Unit]) -> None:
+        device = devices.get()
+        try:
+            with jax.default_device(device):
+                for unit in chain:
+                    if not stopped.is_set():
+                        do(with_p(unit, settings, results))
+        finally:
+            devices.put(device)
+
+    def do(unit: Unit) -> None:
+        if results.has(unit):
+            next(done)
+            return
+        results.add(unit, measure(unit, settings, results), seeds_of(unit, settings))
+        minutes = (time.perf_counter() - start) / 60
+        words = f"T = {unit.steps}, {unit.condition}, p = {unit.p}, {unit.variant}"
+        print(
+            f"{next(done):3} of {len(planned)}  {minutes:5.1f} min  "
+            f"{unit.table}, {unit.data}, {words}",
+            flush=True,
+        )
+
+    for chains in in_turn(planned):
+        with ThreadPoolExecutor(len(jax.devices())) as pool:
+            try:
+                list(pool.map(follow, chains))
+            except BaseException:
+                stopped.set()  # not the whole chain is waited for
+                raise
+        jax.clear_caches()  # what is compiled is not used again, and fills the memory
+    results.sort(planned)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Does the work that is not done yet, then writes tables and pictures."""
     options = parse_options(argv)
@@ -76,29 +121,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = Results(options.output, settings._asdict() | {"versions": versions()})
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
-    start = time.perf_counter()
-    units = plan(settings, options.data, options.conditions)
-    networks = None
-    for number, planned in enumerate(units, 1):
-        unit = with_p(planned, settings, results)
-        if results.has(unit):
-            continue
-        if networks != (networks := unit[1:4]):
-            jax.clear_caches()  # what is compiled is not used again, and fills the memory
-        results.add(unit, measure(unit, settings, results), seeds_of(unit, settings))
-        minutes = (time.perf_counter() - start) / 60
-        words = (
-            f"{unit.table}, {unit.data}, T = {unit.steps}, {unit.condition}, p = {unit.p}"
-        )
-        print(
-            f"{number:3} of {len(units)}  {minutes:5.1f} min  {words}, {unit.variant}",
-            flush=True,
-        )
+    run(plan(settings, options.data, options.conditions), settings, results)
     for path in write_report(results.rows, options.output):
         print(f"written: {path}")
 
 
 if __name__ == "__main__":
-    # One device for each core, which share the seeds.
+    # One device for each core, each with its own part of the work.
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     main()

@@ -241,7 +241,7 @@ def test_batches_of_a_seed_pass_through_all_examples():
     np.testing.assert_array_equal(again[0], batches[1])
 
 
-def test_seeds_on_many_devices_are_seeds_alone():
+def test_seeds_together_are_seeds_alone():
     examples = data_sets.load("digits", 2).train
     seeds = np.arange(2)
     keys = training.keys_of(seeds)
@@ -253,10 +253,52 @@ def test_seeds_on_many_devices_are_seeds_alone():
         found = training.over_seeds(
             training.train, *subject, batches, keys, together=together
         )
-        assert len(jax.tree.leaves(found)[0].devices()) == 2
         chex.assert_trees_all_close(
             found, jax.tree.map(lambda *of: jnp.stack(of), *expected), atol=1e-5
         )
+
+
+def test_what_a_unit_needs_is_done_before_it():
+    planned = plan.plan(plan.Settings(), list(names.DATA), list(names.CONDITIONS))
+    done = set()
+    for chains in plan.in_turn(planned):
+        of_part = set()
+        for chain in chains:
+            before = set(done)  # of other chains nothing is known
+            for unit in chain:
+                steps = unit.steps
+                if unit.table not in (names.SELECTION, names.TEST):
+                    steps = plan.Settings().studied_steps
+                    relu = unit.variant.startswith(names.RELU)
+                    trained = unit._replace(
+                        table=names.TEST,
+                        steps=steps,
+                        variant=names.RELU if relu else names.LIF,
+                    )
+                    assert trained in before, unit
+                if unit.p is None and unit.condition != names.NONE:
+                    choice = unit._replace(
+                        table=names.SELECTION, steps=steps, variant=names.LIF
+                    )
+                    assert all(choice._replace(p=p) in before for p in plan.Settings().p)
+                before.add(unit)
+            of_part |= set(chain)
+        assert not done & of_part
+        done |= of_part
+    assert done == set(planned)
+    assert len(chains) == 1, "what is timed is alone"
+
+
+def test_rows_are_brought_into_the_order_of_the_plan(tmp_path):
+    planned = plan.plan(plan.QUICK, ["digits"], ["none", "held"])
+    results = Results(tmp_path, {})
+    for unit in reversed(planned):
+        results.add(unit._replace(p=unit.p or 0.5), {"x": [1.0, 2.0]}, [0, 1])
+    results.sort(planned)
+    assert [row.unit._replace(p=None) for row in results.rows[::2]] == [
+        unit._replace(p=None) for unit in planned
+    ]
+    assert read_rows(tmp_path / "results.csv") == results.rows
 
 
 # The measures and the statistics.
@@ -355,6 +397,20 @@ def test_published_run_is_the_program_at_its_defaults():
     assert {unit._replace(p=None) for unit in units} == {
         u._replace(p=None) for u in planned
     }
+
+
+def test_page_tells_the_sizes_of_the_published_run():
+    page = " ".join((ROOT / "docs" / "does-it-matter.md").read_text().split())
+    sizes = plan.Settings()
+    for words in (
+        f"two hidden layers of {sizes.units} LIF neurons",
+        f"{sizes.updates} updates with {training.BATCH_SIZE} examples",
+        f"over {sizes.selection_seeds} seeds. Then {sizes.seeds} other seeds",
+        f"trained at T = {sizes.studied_steps}. They see the same {work.SPREAD_EXAMPLES}",
+        f"under {sizes.masks} masks",
+        f"over {sizes.samples} simulations",
+    ):
+        assert words in page, words
 
 
 def test_page_has_the_tables_of_the_published_numbers():

@@ -1,6 +1,6 @@
 """The sizes of a run, and the list of its work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from study.names import (
@@ -92,6 +92,30 @@ def plan(settings: Settings, data: Sequence[str], conditions: Sequence[str]) -> 
     if DIGITS in data:
         units += list(_closer_look(settings, conditions))
     return units
+
+
+def in_turn(units: Sequence[Unit]) -> Iterator[list[list[Unit]]]:
+    """Splits planned work into parts to be done in turn, and those into chains.
+
+    The units of a chain need each other, in their order; chains of a part do not. Long
+    ones come first. What is timed is one chain, with nothing beside it.
+    """
+
+    def chains(part: Iterable[Unit], network: Callable[[Unit], Any]) -> list[list[Unit]]:
+        found: dict[Any, list[Unit]] = {}
+        for unit in part:
+            found.setdefault(network(unit), []).append(unit)
+        return list(reversed(found.values()))
+
+    def looks_closer(unit: Unit) -> bool:
+        return unit.table not in (SELECTION, TEST) or unit.variant != LIF
+
+    for data in dict.fromkeys(unit.data for unit in units):
+        of_data = [u for u in units if u.data == data and not looks_closer(u)]
+        yield chains(of_data, lambda unit: (unit.steps, unit.condition))
+    closer = [unit for unit in units if looks_closer(unit)]
+    yield chains((u for u in closer if u.table != INFERENCE), lambda unit: unit.condition)
+    yield chains((u for u in closer if u.table == INFERENCE), lambda unit: None)
 
 
 def _closer_look(settings: Settings, conditions: Sequence[str]) -> Iterator[Unit]:

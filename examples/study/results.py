@@ -3,7 +3,8 @@
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +103,7 @@ class Results:
         if not settings_path.exists():
             _write(settings_path, wanted.encode())
         self.rows = read_rows(self._path) if self._path.exists() else []
+        self._lock = threading.Lock()
 
     def has(self, unit: Unit) -> bool:
         """Says whether the rows of a unit are there."""
@@ -112,12 +114,31 @@ class Results:
     ) -> None:
         """Writes the values of a unit, by measure, one for each seed."""
         seeds = list(seeds)
-        self.rows += [
-            # As it will be read: a run that goes on chooses what one in a piece chooses.
-            Row(unit, measure, seed, float(f"{value:.6g}"))
-            for measure, of_seeds in values.items()
-            for seed, value in zip(seeds, of_seeds, strict=False)
-        ]
+        with self._lock:
+            self._write_rows(
+                self.rows
+                + [
+                    # As it will be read: a run that goes on chooses what one in a piece
+                    # chooses.
+                    Row(unit, measure, seed, float(f"{value:.6g}"))
+                    for measure, of_seeds in values.items()
+                    for seed, value in zip(seeds, of_seeds, strict=False)
+                ]
+            )
+
+    def sort(self, planned: Sequence[Unit]) -> None:
+        """Brings the rows into the order of the plan, in which a chosen ``p`` is None."""
+        places = {unit: place for place, unit in enumerate(planned)}
+
+        def place(row: Row) -> int:
+            unchosen = row.unit._replace(p=None)
+            return places.get(row.unit, places.get(unchosen, len(places)))
+
+        with self._lock:
+            self._write_rows(sorted(self.rows, key=place))
+
+    def _write_rows(self, rows: list[Row]) -> None:
+        self.rows = rows
         lines = [",".join(HEADER)]
         lines += [
             ",".join(map(str, (*unit, measure, seed, value)))

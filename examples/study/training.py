@@ -1,6 +1,5 @@
 """Training and testing: all seeds of a condition at once, in one compiled program."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
 
 import snn_dropout as sd
 from study.data import Examples, present, take
@@ -30,39 +28,22 @@ def over_seeds(
 ) -> Any:
     """Calls ``function(network, steps, shared, *of_seed)`` for every seed.
 
-    The devices share the seeds, which do not exchange anything.
-
     Args:
       function: of the values of one seed.
       network: the network, static.
       steps: time steps of a simulation.
       shared: a pytree of arrays that all seeds use.
       *of_seeds: pytrees of arrays ``[seeds, ...]``.
-      together: whether a device runs its seeds as one vmapped program, and not one after
-        the other, which needs less memory.
+      together: whether the seeds are one vmapped program, and not one after the other,
+        which needs less memory.
 
     Returns:
       What the calls return, stacked.
     """
-    seeds = len(jax.tree.leaves(of_seeds)[0])
-    devices = jax.devices()[: math.gcd(seeds, jax.device_count())]
-
-    def share(shared: Any, of_seeds: Any) -> Any:
-        one = partial(function, network, steps, shared)
-        return (
-            jax.vmap(one)(*of_seeds)
-            if together
-            else jax.lax.map(lambda a: one(*a), of_seeds)
-        )
-
-    split = PartitionSpec("seeds")
-    return jax.shard_map(
-        share,
-        mesh=Mesh(np.array(devices), ("seeds",)),
-        in_specs=(PartitionSpec(), split),
-        out_specs=split,
-        check_vma=False,
-    )(shared, of_seeds)
+    one = partial(function, network, steps, shared)
+    if together:
+        return jax.vmap(one)(*of_seeds)
+    return jax.lax.map(lambda of_seed: one(*of_seed), of_seeds)
 
 
 def keys_of(seeds: np.ndarray) -> jax.Array:
