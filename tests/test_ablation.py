@@ -289,6 +289,20 @@ def test_what_a_unit_needs_is_done_before_it():
     assert len(chains) == 1, "what is timed is alone"
 
 
+def test_a_unit_that_fails_ends_the_run(monkeypatch, tmp_path):
+    tried = []
+
+    def fail(unit, *_):
+        tried.append(unit)
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(ablation, "measure", fail)
+    planned = plan.plan(plan.QUICK, list(names.DATA), list(names.CONDITIONS))
+    with pytest.raises(RuntimeError, match="broken"):
+        ablation.run(planned, plan.QUICK, Results(tmp_path, {}))
+    assert {unit.data for unit in tried} == {names.DIGITS}, "later parts do not begin"
+
+
 def test_rows_are_brought_into_the_order_of_the_plan(tmp_path):
     planned = plan.plan(plan.QUICK, ["digits"], ["none", "held"])
     results = Results(tmp_path, {})

@@ -99,7 +99,7 @@ def forward_by_example(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax
     """Walks the batch; each example is one product with its masked kernel."""
     product = _vector_product if x.shape[1] == 1 else _matrix_product
     # Under a gradient of a scan over time JAX moves zeros and bit positions out of the
-    # loops, and then they are read from memory element by element, ten times as slow. It
+    # loops, and then they are read from memory element by element, 8 times as slow. It
     # leaves a checkpoint whole.
     product = jax.checkpoint(product, prevent_cse=False)
 
