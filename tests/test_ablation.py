@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import chex
@@ -247,11 +248,15 @@ def test_seeds_together_are_seeds_alone():
     keys = training.keys_of(seeds)
     batches = training.draw_batches(np.arange(64), seeds, updates=2)
     subject = network("held"), 2, examples
+    params = training.first_params(subject[0], examples, keys)
     alone = jax.jit(training.train, static_argnums=(0, 1))
-    expected = [alone(*subject, *of_seed) for of_seed in zip(batches, keys, strict=True)]
+    expected = []
+    for seed in seeds:
+        own = jax.tree.map(itemgetter(seed), params)
+        expected.append(alone(*subject, own, batches[seed], keys[seed]))
     for together in (True, False):
         found = training.over_seeds(
-            training.train, *subject, batches, keys, together=together
+            training.train, *subject, params, batches, keys, together=together
         )
         chex.assert_trees_all_close(
             found, jax.tree.map(lambda *of: jnp.stack(of), *expected), atol=1e-5

@@ -1,5 +1,7 @@
 """Many devices in one process: the same numbers, and no more exchange than needed."""
 
+from functools import partial
+
 import chex
 import flax.linen as nn
 import jax
@@ -276,6 +278,31 @@ class Masked(nn.Module):
             x.shape[-1], 40, invariant=True, deterministic=False, activation=None
         )
         return jnp.concatenate([sd.Dropout(0.5, deterministic=False)(x), linear(x)], -1)
+
+
+@every_kind
+def test_networks_side_by_side_stay_on_their_devices(kind):
+    """On one device they take turns, which here would bring each to every device."""
+    keys = jax.random.split(KEY, 3)
+    x = jax.random.normal(keys[0], (8, 3, 1, 16))
+    kernels = jax.random.normal(keys[1], (8, 16, 40))
+    words = functional.draw_bits(keys[2], (8, 3, 16, 40), 0.5)
+
+    def gradient(x, kernel, words):
+        product = partial(functional.masked_matmul, kernel_mask=words)
+        return jax.grad(lambda x, kernel: (product(x, kernel) ** 2).sum(), (0, 1))(
+            x, kernel
+        )
+
+    alone = [gradient(*of_one) for of_one in zip(x, kernels, words, strict=True)]
+    mesh = mesh_of(8, kind)
+    with jax.set_mesh(mesh):
+        placed = [place(array, mesh, 0) for array in (x, kernels, words)]
+        program = jax.jit(jax.vmap(gradient)).lower(*placed).compile()
+        together = program(*placed)
+    assert not collectives(program)
+    expected = jax.tree.map(lambda *of: jnp.stack(of), *alone)
+    chex.assert_trees_all_close(together, expected, rtol=1e-5)
 
 
 def test_shard_map_needs_a_key_for_each_shard():

@@ -23,7 +23,7 @@ from study.names import (
     STEP_SPREAD,
     TIME,
 )
-from study.network import Network
+from study.network import DROPOUTS, Network
 from study.training import over_seeds, scores
 
 CHANGES = {  # of the images, and what makes them
@@ -31,6 +31,7 @@ CHANGES = {  # of the images, and what makes them
     "turned by 45°": partial(turned, angle=45),
 }
 TIMED_CALLS = 3
+INFERENCE_SCORES = partial(scores, train=False)  # one object: it is compiled once
 
 Values = dict[str, np.ndarray]  # by measure, ``[seeds]``
 
@@ -59,6 +60,10 @@ class Subject(NamedTuple):
 
 def judge(subject: Subject, masks: int | None = None) -> Values:
     """Judges inference, or the mean of the scores under so many masks as in training."""
+    if masks is None and subject.network.condition in DROPOUTS:
+        # Dropout does nothing in inference: its networks share the program of plain ones.
+        plain = subject.network.copy(condition=NONE, p=0.0)
+        subject = subject._replace(network=plain)
     logits = subject.run(_way(masks))
     log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     labels = np.asarray(subject.examples.labels)
@@ -132,7 +137,7 @@ def separate(subject: Subject, samples: int) -> Values:
 
 def _way(masks: int | None) -> Callable[..., jax.Array]:
     if masks is None:
-        return scores
+        return INFERENCE_SCORES
     monte_carlo = _monte_carlo(masks)
     return lambda *arguments: monte_carlo(*arguments).mean
 

@@ -13,7 +13,7 @@ from study.network import Network
 from study.plan import Settings, inference_ways
 from study.results import Results, Unit
 from study.statistics import choose_p
-from study.training import draw_batches, keys_of, over_seeds, train
+from study.training import draw_batches, first_params, keys_of, over_seeds, train
 
 FIRST_SELECTION_SEED = 1000
 FIRST_TEST_KEY = 2000  # of input spikes and samples in inference
@@ -86,7 +86,9 @@ def _train(unit: Unit, settings: Settings, network: Network, indices: np.ndarray
     seeds = seeds_of(unit, settings)
     batches = draw_batches(indices, seeds, settings.updates)
     examples = load(unit.data, unit.steps).train
-    return over_seeds(train, network, unit.steps, examples, batches, keys_of(seeds))
+    keys = keys_of(seeds)
+    params = first_params(network, examples, keys)
+    return over_seeds(train, network, unit.steps, examples, params, batches, keys)
 
 
 def _subject(unit: Unit, settings: Settings, results: Results) -> Subject:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from snn_dropout._connection_checks import check_masked_matmul
+from snn_dropout.functional._batching import in_turn
 from snn_dropout.functional._sharding import join, shares, split, vary_alike
 from snn_dropout.functional.bits import packed_width, unpack_bits
 
@@ -76,7 +77,8 @@ def forward_by_share(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.A
     """Walks the shares of the batch side by side."""
     number = shares(x)
     if number is None:
-        return forward_by_example(x, kernel, words)
+        y: jax.Array = in_turn(forward_by_example)(x, kernel, words)
+        return y
     walk = jax.vmap(forward_by_example, (0, None, 0))
     return join(walk(split(x, number), kernel, split(words, number)))
 
@@ -87,7 +89,10 @@ def backward_by_share(
     """Walks the shares of the batch side by side, and adds up their kernel gradients."""
     number = shares(x)
     if number is None:
-        return backward_by_example(x, kernel, words, dy)
+        gradients: tuple[jax.Array, jax.Array] = in_turn(backward_by_example)(
+            x, kernel, words, dy
+        )
+        return gradients
     walk = jax.vmap(backward_by_example, (0, None, 0, 0))
     shared = (split(array, number) for array in (words, dy))
     with jax.sharding.use_abstract_mesh(jax.typeof(x).sharding.mesh):

@@ -1,5 +1,8 @@
 """Products with masked kernels against an einsum with the same mask, in every form."""
 
+from operator import itemgetter
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from jax.test_util import check_grads
 
 from snn_dropout import functional
 from snn_dropout.functional import connections
+from tests.jaxprs import equations
 
 KEY = jax.random.key(0)
 
@@ -65,6 +69,56 @@ def test_check_grads(order):
         modes=["rev"],
         rtol=2e-2,
     )
+
+
+@pytest.mark.parametrize(
+    ("inputs_per_mask", "axes"), [(1, (0, None, 0)), (1, (0, 0, 0)), (2, (1, 1, 2))]
+)
+def test_vmapped_products_are_products_alone_also_in_gradients(inputs_per_mask, axes):
+    x, kernel, mask, _ = problem(inputs_per_mask=inputs_per_mask)
+    words = functional.pack_bits(mask)
+    networks = [
+        jnp.stack([array, array[::-1]], 0 if axis is None else axis)
+        for array, axis in zip((x, kernel, words), axes, strict=True)
+    ]
+    vmapped = [
+        array if axis is not None else array[0]
+        for array, axis in zip(networks, axes, strict=True)
+    ]
+
+    def loss(x, kernel, words):
+        return (functional.masked_matmul(x, kernel, words) ** 2).sum()
+
+    def size_of_gradient(x, kernel, words):
+        parts = jax.grad(loss, (0, 1))(x, kernel, words)
+        return sum((part**2).sum() for part in parts)
+
+    def everything(x, kernel, words):
+        first, second = jax.grad(loss, (0, 1)), jax.grad(size_of_gradient, (0, 1))
+        return [f(x, kernel, words) for f in (functional.masked_matmul, first, second)]
+
+    found, alone = jax.jit(jax.vmap(everything, axes))(*vmapped), jax.jit(everything)
+    for network in range(2):
+        own = [
+            array if axis is None else jnp.take(array, network, axis)
+            for array, axis in zip(vmapped, axes, strict=True)
+        ]
+        chex.assert_trees_all_close(
+            jax.tree.map(itemgetter(network), found), alone(*own), rtol=1e-4
+        )
+
+
+def test_vmapped_products_are_walked_in_turn():
+    """A wider loop body leaves the cache, and is several times as slow."""
+    x, kernel, mask, dy = problem()
+    arrays = x, kernel, functional.pack_bits(mask)
+    networks = [jnp.stack([array] * 7) for array in (*arrays, dy)]
+    forward = jax.make_jaxpr(jax.vmap(connections.forward_by_share))(*networks[:3])
+    backward = jax.make_jaxpr(jax.vmap(connections.backward_by_share))(*networks)
+    for program in (forward, backward):
+        masked = [e for e in equations(program.jaxpr) if e.primitive.name == "select_n"]
+        assert masked
+        assert all(equation.outvars[0].aval.ndim == 2 for equation in masked)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
