@@ -66,7 +66,7 @@ def draw_batches(indices: np.ndarray, seeds: np.ndarray, updates: int) -> np.nda
 def first_params(network: Network, examples: Examples, keys: jax.Array) -> Any:
     """Makes the parameters of each seed, stacked; those of two conditions are the same.
 
-    They are made outside of the program that trains, which takes 5 s less to compile.
+    They are made outside of the program that trains, which so compiles in half the time.
     """
     one_step = jnp.zeros((1, examples.inputs.shape[-1]))
     made = [network.init(key, one_step, train=False)["params"] for key in keys]
