@@ -63,8 +63,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=list(CONDITIONS),
         help="what networks are trained with",
     )
+    add("--updates", type=int, help="of a training (default: 400, or 4 if quick)")
     add("--output", type=Path, help="folder (default: output/ablation or output/quick)")
     options = parser.parse_args(argv)
+    if options.updates is not None and options.updates < 1:
+        parser.error(f"--updates must be 1 or more, not {options.updates}")
     if options.output is None:
         options.output = Path("output", "quick" if options.quick else "ablation")
     return options
@@ -115,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Does the work that is not done yet, then writes tables and pictures."""
     options = parse_options(argv)
     settings = QUICK if options.quick else Settings()
+    if options.updates is not None:
+        settings = settings._replace(updates=options.updates)
     if VOWELS in options.data:
         load(VOWELS, settings.vowel_steps)  # what is missing is said before the work
     try:

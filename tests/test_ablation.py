@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import snn_dropout as sd
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "examples" / "ablation.py"
 sys.path.insert(0, str(PROGRAM.parent))
@@ -44,7 +46,7 @@ def run(folder, *options):
 
 
 def test_quick_run(tmp_path):
-    """All tables and pictures, of two of the data sets: that is a minute."""
+    """All tables and pictures, of two of the data sets."""
     pytest.importorskip("sktime", reason="the vowels are in the extra 'study'")
     folder = tmp_path / "new" / "folder"
     data = (names.DIGITS, names.VOWELS)
@@ -99,9 +101,10 @@ def test_results_without_settings_are_refused(tmp_path):
     [
         (["--data", "mnist"], r"invalid choice: '?mnist'?.*digits.*vowels"),
         (["--conditions", "zoneout"], r"invalid choice: '?zoneout'?.*per-step.*held"),
+        (["--updates", "0"], r"--updates must be 1 or more, not 0"),
     ],
 )
-def test_unknown_names_are_refused(arguments, message, capsys):
+def test_bad_options_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         ablation.main(arguments)
     assert re.search(message, capsys.readouterr().err)
@@ -136,7 +139,7 @@ def test_missing_parameters_are_named(tmp_path):
 
 
 def network(condition, p=0.5, **fields):
-    return Network(condition, p, units=6, classes=10, **fields)
+    return Network(condition, p, layers=2, units=6, classes=10, **fields)
 
 
 @pytest.mark.parametrize("rectified", [False, True])
@@ -248,19 +251,16 @@ def test_seeds_together_are_seeds_alone():
     keys = training.keys_of(seeds)
     batches = training.draw_batches(np.arange(64), seeds, updates=2)
     subject = network("held"), 2, examples
-    params = training.first_params(subject[0], examples, keys)
+    params = training.first_params(64, 2, 6, 10, (0, 1))
     alone = jax.jit(training.train, static_argnums=(0, 1))
     expected = []
     for seed in seeds:
         own = jax.tree.map(itemgetter(seed), params)
         expected.append(alone(*subject, own, batches[seed], keys[seed]))
-    for together in (True, False):
-        found = training.over_seeds(
-            training.train, *subject, params, batches, keys, together=together
-        )
-        chex.assert_trees_all_close(
-            found, jax.tree.map(lambda *of: jnp.stack(of), *expected), atol=1e-5
-        )
+    found = training.over_seeds(training.train, *subject, params, batches, keys)
+    chex.assert_trees_all_close(
+        found, jax.tree.map(lambda *of: jnp.stack(of), *expected), atol=1e-5
+    )
 
 
 def test_what_a_unit_needs_is_done_before_it():
@@ -291,7 +291,6 @@ def test_what_a_unit_needs_is_done_before_it():
         assert not done & of_part
         done |= of_part
     assert done == set(planned)
-    assert len(chains) == 1, "what is timed is alone"
 
 
 def test_a_unit_that_fails_ends_the_run(monkeypatch, tmp_path):
@@ -323,12 +322,33 @@ def test_rows_are_brought_into_the_order_of_the_plan(tmp_path):
 # The measures and the statistics.
 
 
-def subject(condition, p=0.5, steps=16, units=32):
-    examples = data_sets.take(data_sets.load("digits", steps).test, np.arange(20))
-    model = Network(condition, p, units, classes=10)
+def subject(condition, p=0.5, steps=16, units=32, count=20):
+    examples = data_sets.take(data_sets.load("digits", steps).test, np.arange(count))
+    model = Network(condition, p, layers=2, units=units, classes=10)
     keys = training.keys_of(np.arange(2))
-    params = jax.vmap(lambda key: model.init(key, jnp.ones((1, 64)), train=False)["params"])
-    return measures.Subject(model, steps, examples, params(keys), keys)
+    params = training.first_params(64, 2, units, 10, (0, 1))
+    return measures.Subject(model, steps, examples, params, keys)
+
+
+@pytest.mark.parametrize("condition", ["per-step", "dropconnect-held"])
+def test_inference_a_few_at_a_time_is_that_of_all_at_once(condition):
+    few = subject(condition, steps=3, units=6, count=33)  # three batches of eleven
+
+    def all_at_once(network, steps, examples, params, key):
+        input_key, dropout_key = jax.random.split(key)
+        x_seq, weights = data_sets.present(examples, input_key, steps)
+        variables, rngs = {"params": params}, {"dropout": dropout_key}
+        y_seq, _ = sd.simulate(network, variables, x_seq, rngs=rngs, train=False)
+        return jnp.einsum("tn,tnk->nk", weights, y_seq)
+
+    logits = few.run(all_at_once)
+    assert logits.shape == (2, 33, 10)
+    np.testing.assert_allclose(few.run(measures._way(None)), logits, atol=1e-5)
+    losses = -jax.nn.log_softmax(logits)[:, np.arange(33), few.examples.labels].mean(1)
+    found = measures.judge(few)
+    np.testing.assert_allclose(found[names.LIKELIHOOD], losses, rtol=1e-5)
+    accuracies = (logits.argmax(-1) == few.examples.labels[None]).mean(1)
+    np.testing.assert_allclose(found[names.ACCURACY], 100 * accuracies, rtol=1e-5)
 
 
 def test_spread_of_held_masks_is_the_larger():
@@ -427,22 +447,34 @@ def test_page_tells_the_sizes_of_the_published_run():
         f"over {sizes.selection_seeds} seeds. Then {sizes.seeds} other seeds",
         f"trained at T = {sizes.studied_steps}. They see the same {work.SPREAD_EXAMPLES}",
         f"under {sizes.masks} masks",
-        f"over {sizes.samples} simulations",
+        f"over {sizes.masks} simulations",
     ):
         assert words in page, words
 
 
+def published_tables():
+    """Makes the tables of the page, and one of a longer run."""
+    made = tables.all_tables(read_rows(PUBLISHED / "results.csv"))
+    longer = [
+        row
+        for row in read_rows(PUBLISHED / "800-updates" / "results.csv")
+        if row.unit.condition in (names.NONE, *PAIR)
+    ]
+    by_name = {table.name: table for table in tables.all_tables(longer)}
+    return [*made, by_name["differences"]]
+
+
 def test_page_has_the_tables_of_the_published_numbers():
     page = (ROOT / "docs" / "does-it-matter.md").read_text()
-    for table in tables.all_tables(read_rows(PUBLISHED / "results.csv")):
+    for table in published_tables():
         assert table.markdown() in page, table.name
 
 
 def test_every_decimal_of_the_prose_is_in_a_table():
     page = (ROOT / "docs" / "does-it-matter.md").read_text()
     prose = re.sub(r"^(\|.*|```[\s\S]*?^```)$", "", page, flags=re.M)
-    made = tables.all_tables(read_rows(PUBLISHED / "results.csv"))
-    known = set(re.findall(r"\d+\.\d+", "".join(table.markdown() for table in made)))
+    words = "".join(table.markdown() for table in published_tables())
+    known = set(re.findall(r"\d+\.\d+", words))
     known |= set(map(str, plan.Settings().p))
     versions = json.loads((PUBLISHED / "settings.json").read_text())["versions"]
     for version in versions.values():

@@ -13,12 +13,13 @@ DROPOUTS: dict[str, Callable[..., nn.Module]] = {PER_STEP: nn.Dropout, HELD: sd.
 
 
 class Network(nn.Module):
-    """Two hidden layers of LIF neurons, and a linear read-out.
+    """Hidden layers of LIF neurons, and a linear read-out.
 
     Attributes:
       condition: one of ``study.names.CONDITIONS``.
       p: the probability of being dropped: spikes of hidden neurons, or connections to
         them.
+      layers: hidden layers.
       units: neurons of a hidden layer.
       classes: scores of the read-out.
       rectified: whether the neurons get ``relu`` of their current, as
@@ -30,6 +31,7 @@ class Network(nn.Module):
 
     condition: str
     p: float
+    layers: int
     units: int
     classes: int
     rectified: bool = False
@@ -39,7 +41,8 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Runs one time step, from ``[N, I]`` to scores ``[N, classes]``."""
-        for name in ("hidden_1", "hidden_2"):
+        for layer in range(self.layers):
+            name = f"hidden_{layer + 1}"
             if self.condition in (CONNECT_FRESH, CONNECT_HELD):
                 x = self._connect(name, x, train)
             else:

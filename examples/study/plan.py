@@ -31,29 +31,29 @@ class Settings(NamedTuple):
       seeds: trainings of the networks that are tested.
       selection_seeds: trainings for the choice of ``p``, from other seeds.
       updates: of a training, each with 32 examples.
+      layers: hidden layers.
       units: neurons of a hidden layer.
       steps: time steps of the digits' simulations.
       vowel_steps: those of the vowels, of which the longest has 29.
-      connect_steps: the most time steps that are trained with DropConnect.
       studied_steps: those of the digits' networks that are looked at more closely.
       spread_steps: time steps for the spread over masks.
       p: the probabilities to choose from.
-      masks: for the spread over masks.
-      samples: of DropConnect's inference, and of Monte Carlo over masks.
+      masks: for the spread over masks, and of Monte Carlo.
+      samples: of DropConnect's inference.
       compared_samples: of DropConnect's inference, where ways of it are compared.
     """
 
     seeds: int = 10
     selection_seeds: int = 4
-    updates: int = 800
+    updates: int = 400
+    layers: int = 2
     units: int = 64
     steps: tuple[int, ...] = (4, 16, 64)
     vowel_steps: int = 29
-    connect_steps: int = 29
     studied_steps: int = 16
     spread_steps: tuple[int, ...] = (1, 4, 16, 64)
     p: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
-    masks: int = 64
+    masks: int = 32
     samples: int = 128
     compared_samples: tuple[int, ...] = (16, 128, 1024)
 
@@ -62,6 +62,7 @@ QUICK = Settings(
     seeds=2,
     selection_seeds=2,
     updates=4,
+    layers=1,
     units=8,
     steps=(2,),
     studied_steps=2,
@@ -82,8 +83,6 @@ def plan(settings: Settings, data: Sequence[str], conditions: Sequence[str]) -> 
     for name in data:
         for steps in (settings.vowel_steps,) if name == VOWELS else settings.steps:
             for condition in conditions:
-                if condition in CONNECT and steps > settings.connect_steps:
-                    continue
                 if condition != NONE:
                     units += [
                         Unit(SELECTION, name, steps, condition, p, LIF) for p in settings.p
@@ -98,7 +97,7 @@ def in_turn(units: Sequence[Unit]) -> Iterator[list[list[Unit]]]:
     """Splits planned work into parts to be done in turn, and those into chains.
 
     The units of a chain need each other, in their order; chains of a part do not. Long
-    ones come first. What is timed is one chain, with nothing beside it.
+    ones come first.
     """
 
     def chains(part: Iterable[Unit], network: Callable[[Unit], Any]) -> list[list[Unit]]:
@@ -113,9 +112,7 @@ def in_turn(units: Sequence[Unit]) -> Iterator[list[list[Unit]]]:
     for data in dict.fromkeys(unit.data for unit in units):
         of_data = [u for u in units if u.data == data and not looks_closer(u)]
         yield chains(of_data, lambda unit: (unit.steps, unit.condition))
-    closer = [unit for unit in units if looks_closer(unit)]
-    yield chains((u for u in closer if u.table != INFERENCE), lambda unit: unit.condition)
-    yield chains((u for u in closer if u.table == INFERENCE), lambda unit: None)
+    yield chains(filter(looks_closer, units), lambda unit: unit.condition)
 
 
 def _closer_look(settings: Settings, conditions: Sequence[str]) -> Iterator[Unit]:
@@ -145,4 +142,4 @@ def inference_ways(settings: Settings, neuron: str) -> dict[str, dict[str, Any]]
         ways[f"{count} samples"] = {"inference": "sample", "samples_num": count}
     if neuron == RELU:  # there is no formula for a neuron's membrane
         ways["analytic"] = {"inference": "analytic"}
-    return {**ways, f"{settings.samples} masks": {"masks": settings.samples}}
+    return {**ways, f"{settings.masks} masks": {"masks": settings.masks}}

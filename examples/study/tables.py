@@ -35,6 +35,7 @@ DIFFERENCES = (  # minuend, subtrahend
     (PER_STEP, NONE),
     (HELD, NONE),
     (CONNECT_FRESH, NONE),
+    (CONNECT_HELD, NONE),
     (CONNECT_HELD, CONNECT_FRESH),
 )
 MINUS = "\N{MINUS SIGN}"

@@ -1,7 +1,7 @@
 """Training and testing: all seeds of a condition at once, in one compiled program."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -11,22 +11,22 @@ import optax
 
 import snn_dropout as sd
 from study.data import Examples, present, take
+from study.names import NONE
 from study.network import Network
 
 BATCH_SIZE = 32
 LEARNING_RATE = 5e-3
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="together")
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def over_seeds(
     function: Callable[..., Any],
     network: Network,
     steps: int,
     shared: Any,
     *of_seeds: Any,
-    together: bool = True,
 ) -> Any:
-    """Calls ``function(network, steps, shared, *of_seed)`` for every seed.
+    """Calls ``function(network, steps, shared, *of_seed)`` for every seed, at once.
 
     Args:
       function: of the values of one seed.
@@ -34,16 +34,11 @@ def over_seeds(
       steps: time steps of a simulation.
       shared: a pytree of arrays that all seeds use.
       *of_seeds: pytrees of arrays ``[seeds, ...]``.
-      together: whether the seeds are one vmapped program, and not one after the other,
-        which needs less memory.
 
     Returns:
       What the calls return, stacked.
     """
-    one = partial(function, network, steps, shared)
-    if together:
-        return jax.vmap(one)(*of_seeds)
-    return jax.lax.map(lambda of_seed: one(*of_seed), of_seeds)
+    return jax.vmap(partial(function, network, steps, shared))(*of_seeds)
 
 
 def keys_of(seeds: np.ndarray) -> jax.Array:
@@ -63,14 +58,19 @@ def draw_batches(indices: np.ndarray, seeds: np.ndarray, updates: int) -> np.nda
     return np.stack([draw(seed) for seed in seeds]).astype(np.int32)
 
 
-def first_params(network: Network, examples: Examples, keys: jax.Array) -> Any:
-    """Makes the parameters of each seed, stacked; those of two conditions are the same.
+@cache
+def first_params(
+    inputs: int, layers: int, units: int, classes: int, seeds: tuple[int, ...]
+) -> Any:
+    """Makes the parameters of each seed, stacked: one set for networks of all conditions.
 
     They are made outside of the program that trains, which so compiles in half the time.
     """
-    one_step = jnp.zeros((1, examples.inputs.shape[-1]))
-    made = [network.init(key, one_step, train=False)["params"] for key in keys]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+    plain = Network(NONE, 0.0, layers, units, classes)
+    one_step = jnp.zeros((1, inputs))
+    keys = keys_of(np.array(seeds))
+    made = [plain.init(key, one_step, train=False)["params"] for key in keys]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *made)
 
 
 def train(
@@ -129,7 +129,10 @@ def scores(
     if train:
         y_seq = simulate(x_seq)
     else:
+        # Batches of one size, for another would be compiled for itself.
+        count = len(examples.labels)
+        size = max(size for size in range(1, BATCH_SIZE + 1) if count % size == 0)
         x_seq = jnp.moveaxis(x_seq, 1, 0)[:, :, None]  # each example is a batch of one
-        y_seq = jax.lax.map(simulate, x_seq, batch_size=BATCH_SIZE)
+        y_seq = jax.lax.map(simulate, x_seq, batch_size=size)
         y_seq = jnp.moveaxis(y_seq[:, :, 0], 0, 1)
     return jnp.einsum("tn,tnk->nk", weights, y_seq)

@@ -59,7 +59,7 @@ def measure(unit: Unit, settings: Settings, results: Results) -> Values:
         subject = subject._replace(network=network, examples=few, steps=unit.steps)
         return measures.spread(subject, settings.masks)
     if unit.table == UNCERTAINTY:
-        return measures.separate(subject, settings.samples)
+        return measures.separate(subject, settings.masks)
     assert unit.table == INFERENCE
     fields = dict(inference_ways(settings, trained.variant)[unit.variant.split(": ")[1]])
     masks = fields.pop("masks", None)
@@ -86,8 +86,9 @@ def _train(unit: Unit, settings: Settings, network: Network, indices: np.ndarray
     seeds = seeds_of(unit, settings)
     batches = draw_batches(indices, seeds, settings.updates)
     examples = load(unit.data, unit.steps).train
+    sizes = examples.inputs.shape[-1], network.layers, network.units, network.classes
+    params = first_params(*sizes, tuple(seeds.tolist()))
     keys = keys_of(seeds)
-    params = first_params(network, examples, keys)
     return over_seeds(train, network, unit.steps, examples, params, batches, keys)
 
 
@@ -106,6 +107,7 @@ def _network(unit: Unit, settings: Settings) -> Network:
     return Network(
         unit.condition,
         unit.p,
+        settings.layers,
         settings.units,
         classes=int(load(unit.data, unit.steps).test.labels.max()) + 1,
         rectified=unit.variant == RELU,
