@@ -63,7 +63,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=list(CONDITIONS),
         help="what networks are trained with",
     )
-    add("--updates", type=int, help="of a training (default: 400, or 4 if quick)")
+    defaults = f"{Settings().updates}, or {QUICK.updates} if quick"
+    add("--updates", type=int, help=f"of a training (default: {defaults})")
     add("--output", type=Path, help="folder (default: output/ablation or output/quick)")
     options = parser.parse_args(argv)
     if options.updates is not None and options.updates < 1:

@@ -46,17 +46,16 @@ def run(folder, *options):
 
 
 def test_quick_run(tmp_path):
-    """All tables and pictures, of two of the data sets."""
+    """All tables and pictures."""
     pytest.importorskip("sktime", reason="the vowels are in the extra 'study'")
     folder = tmp_path / "new" / "folder"
-    data = (names.DIGITS, names.VOWELS)
-    printed = run(folder, "--data", *data)
+    printed = run(folder)
     assert printed.stderr == ""
     written = {
         Path(line).name for line in re.findall(r"^written: (.*)$", printed.stdout, re.M)
     }
     made = ("mechanism", "ablation", "differences", "inference", "uncertainty")
-    made += ("selection", "equal-p")
+    made += ("selection", "equal-p", "inference-differences")
     pictures = {"mechanism.png", "differences.png", "selection.png"}
     assert (
         written == {f"{name}{end}" for name in made for end in (".csv", ".md")} | pictures
@@ -65,7 +64,7 @@ def test_quick_run(tmp_path):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     path = folder / "results.csv"
     rows = read_rows(path)
-    planned = plan.plan(plan.QUICK, data, list(names.CONDITIONS))
+    planned = plan.plan(plan.QUICK, list(names.DATA), list(names.CONDITIONS))
     assert len({row.unit for row in rows}) == len(planned)
     assert not np.isnan([row.value for row in rows]).any()
 
@@ -75,7 +74,7 @@ def test_quick_run(tmp_path):
     last = lines[-1].split(",")[:6]
     kept = [line for line in lines if line.split(",")[:6] != last]
     path.write_text("\n".join(kept) + "\n")
-    assert len(re.findall(r" of \d+ ", run(folder, "--data", *data).stdout)) == 1
+    assert len(re.findall(r" of \d+ ", run(folder).stdout)) == 1
 
     def without_times(text):
         return [line for line in text.splitlines() if names.TIME not in line]
@@ -152,6 +151,8 @@ def test_conditions_start_from_the_same_parameters(rectified):
     )
     for other in others:
         chex.assert_trees_all_equal(first, other)
+    of_seeds = training.first_params(64, 2, 6, 10, (0, 1))
+    chex.assert_trees_all_equal(jax.tree.map(itemgetter(1), of_seeds), first)
 
 
 def test_conditions_are_one_network_where_nothing_is_dropped():
@@ -421,6 +422,22 @@ def test_differences_are_paired_by_seed():
     ]
     found = tables.paired(rows, names.ACCURACY)["digits", 4, "held", "per-step"]
     assert found == (1.0, 0.0)
+
+
+def test_ways_of_inference_are_compared_with_scaled_weights_seed_by_seed():
+    def rows(way, accuracies):
+        unit = Unit(names.INFERENCE, "digits", 4, names.CONNECT_HELD, 0.1, f"lif: {way}")
+        return [
+            Row(unit, measure, seed, value)
+            for measure in (names.ACCURACY, names.LIKELIHOOD)
+            for seed, value in enumerate(accuracies)
+        ]
+
+    made = tables._inference_differences(
+        rows(names.SCALED_WEIGHTS, [80.0, 70.0]) + rows("16 samples", [82.0, 72.0])
+    )
+    expected = ("DropConnect, held", "LIF", "16 samples", "**+2.00 ± 0.00**")
+    assert [line[:4] for line in made.lines] == [expected]
 
 
 # The page.

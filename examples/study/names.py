@@ -21,6 +21,7 @@ SELECTION, TEST, MECHANISM = "selection", "test", "mechanism"
 INFERENCE, UNCERTAINTY = "inference", "uncertainty"
 
 LIF, RELU = "lif", "relu-lif"  # what a unit does with its current
+SCALED_WEIGHTS = "scaled weights"
 
 ACCURACY = "accuracy (%)"
 LIKELIHOOD = "negative log-likelihood (nats)"

@@ -38,6 +38,12 @@ class Network(nn.Module):
     inference: str = "sample"
     samples_num: int = 128
 
+    @property
+    def keeps_samples(self) -> bool:
+        """Whether neurons keep a state for each sample of inference."""
+        connect = self.condition in (CONNECT_FRESH, CONNECT_HELD)
+        return connect and self.inference == "sample" and not self.rectified
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Runs one time step, from ``[N, I]`` to scores ``[N, classes]``."""

@@ -14,6 +14,7 @@ from study.names import (
     NONE,
     PER_STEP,
     RELU,
+    SCALED_WEIGHTS,
     SELECTION,
     TEST,
     UNCERTAINTY,
@@ -137,7 +138,7 @@ def inference_ways(settings: Settings, neuron: str) -> dict[str, dict[str, Any]]
 
     They are fields of the network, or ``masks`` for a mean over masks as in training.
     """
-    ways: dict[str, dict[str, Any]] = {"scaled weights": {"inference": "mean"}}
+    ways: dict[str, dict[str, Any]] = {SCALED_WEIGHTS: {"inference": "mean"}}
     for count in settings.compared_samples:
         ways[f"{count} samples"] = {"inference": "sample", "samples_num": count}
     if neuron == RELU:  # there is no formula for a neuron's membrane

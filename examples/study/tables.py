@@ -20,6 +20,7 @@ from study.names import (
     NONE,
     PER_STEP,
     RELU,
+    SCALED_WEIGHTS,
     SELECTION,
     SPREAD,
     STEP_SPREAD,
@@ -63,6 +64,7 @@ def all_tables(rows: Sequence[Row]) -> list[Table]:
         _ablation(rows),
         _differences(rows),
         _inference(rows),
+        _inference_differences(rows),
         _uncertainty(rows),
         _selection(rows),
         _equal_p(rows),
@@ -183,6 +185,44 @@ def _inference(rows: Sequence[Row]) -> Table:
             )
             for unit in values[ACCURACY]
             if unit.table == INFERENCE
+        ],
+    )
+
+
+def _inference_differences(rows: Sequence[Row]) -> Table:
+    values = {
+        measure: {
+            (unit.condition, *_neuron_and_way(unit.variant)): of_seeds
+            for unit, of_seeds in by_unit(rows, measure).items()
+            if unit.table == INFERENCE
+        }
+        for measure in (ACCURACY, LIKELIHOOD)
+    }
+
+    def apart(measure: str, condition: str, neuron: str, way: str) -> Estimate:
+        found = values[measure]
+        return estimate(
+            found[condition, neuron, way] - found[condition, neuron, SCALED_WEIGHTS]
+        )
+
+    return Table(
+        "inference-differences",
+        (
+            "trained with",
+            "neurons",
+            f"difference to {SCALED_WEIGHTS}",
+            "accuracy (percentage points)",
+            LIKELIHOOD,
+        ),
+        [
+            (
+                CONDITIONS[key[0]],
+                *key[1:],
+                _marked(apart(ACCURACY, *key), 2),
+                _marked(apart(LIKELIHOOD, *key), 4),
+            )
+            for key in values[ACCURACY]
+            if key[2] != SCALED_WEIGHTS
         ],
     )
 
