@@ -259,7 +259,7 @@ def test_no_leaked_tracers(row):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
     with jax.checking_leaks():
         for way in four_ways(row, variables).values():
-            jax.jit(jax.grad(lambda x, way=way: way(x)[0].sum()))(x_seq)
+            jax.jit(jax.grad(lambda x, way=way: way(x)[0].sum())).trace(x_seq)
 
 
 @every_dropout
