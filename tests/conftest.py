@@ -1,15 +1,71 @@
 import os
+import shutil
+from pathlib import Path
 
+# Most of the time of the tests is compilation. What is marked `optimised` is compiled as
+# users' programs are, all else in half of the time; and each program is compiled once, for
+# all processes and for the next run: what it is compiled from is part of its name.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "programs")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Eight devices where there is one: sharding is tested without an accelerator.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import pytest
 
+from tests import depth
+
+PROGRAMS = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+MOST_BYTES = 2**30  # of programs, before they are thrown away
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="run every row, combination and size, not only those that stand for the rest",
+    )
+
+
+def pytest_configure(config):
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and PROGRAMS.exists():
+        size = sum(file.stat().st_size for file in PROGRAMS.iterdir())
+        if size > MOST_BYTES:
+            shutil.rmtree(PROGRAMS)
+
+
+def pytest_collection_modifyitems(config, items):
+    silent = depth.without_a_depth(items)
+    if silent:
+        raise pytest.UsageError(
+            "a test of many cases must say which stand for the rest, by `depth.cases` or "
+            f"the mark `short`, but these do not: {', '.join(silent)}"
+        )
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if depth.is_exhaustive(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not depth.is_exhaustive(item)]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _strict_rank_promotion():
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _optimised(request):
+    if request.node.get_closest_marker("optimised") is None:
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    others = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0"
+    jax.config.update("jax_disable_most_optimizations", others)
 
 
 @pytest.fixture

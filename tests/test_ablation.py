@@ -45,6 +45,7 @@ def run(folder, *options):
     )
 
 
+@pytest.mark.exhaustive
 def test_quick_run(tmp_path):
     """All tables and pictures."""
     pytest.importorskip("sktime", reason="the vowels are in the extra 'study'")

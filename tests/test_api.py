@@ -56,6 +56,7 @@ MAY_IMPORT = {
 }
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("part", MAY_IMPORT)
 def test_imports_point_one_way(part):
     folder = PACKAGE / part
@@ -80,6 +81,7 @@ PUBLIC = [(sd, name) for name in sd.__all__ if name != "functional"] + [
 ]
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
 def test_every_public_name_is_documented_with_an_example(module, name):
     documentation = inspect.getdoc(getattr(module, name))
@@ -88,6 +90,7 @@ def test_every_public_name_is_documented_with_an_example(module, name):
     assert name in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
 def test_every_public_signature_is_annotated(module, name):
     item = getattr(module, name)

@@ -83,6 +83,7 @@ def test_every_other_axis_can_be_the_channel(channel_axis):
 RANKS = {sd.Dropout1d: 3, sd.Dropout2d: 4, sd.Dropout3d: 5}
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("layer", RANKS)
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 @pytest.mark.parametrize("deterministic", [True, False])

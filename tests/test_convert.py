@@ -57,6 +57,7 @@ def test_the_arrays_are_new():
 KERNEL = {"kernel": np.ones((4, 3)), "bias": np.ones(3)}
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("convert", "given", "error", "message"),
     [

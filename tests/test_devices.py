@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import snn_dropout as sd
 from snn_dropout import functional
 from tests.compiled import collectives
+from tests.depth import cases
 from tests.laws.catalogue import every_dropout
 from tests.neurons import LIF
 
@@ -81,7 +82,7 @@ def test_masks_are_those_of_one_device_and_lie_where_the_input_does(row, kind, a
 
 @every_kind
 @every_axis
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@cases("devices", [1, 2, 4, 8], short=[2])
 def test_masks_are_the_same_for_any_number_of_devices(kind, axis, devices):
     x_seq = jax.random.normal(KEY, (3, 16, 40))
     check_layout(stepped, sd.Dropout(0.3), x_seq, axis, mesh_of(devices, kind))
@@ -96,6 +97,7 @@ def test_dropout_needs_no_exchange_between_devices(row, kind, axis):
     assert collectives(compiled_with_gradient(run, row.layer("m"), x_seq, mesh)) == {}
 
 
+@pytest.mark.optimised
 @every_kind
 @every_axis
 def test_steps_of_dropout_need_no_exchange_between_devices(kind, axis):
@@ -156,7 +158,12 @@ MODELS = {
     "sampled spiking": (simulated, connections(activation=LIF()), True),
     "analytic": (whole, connections(inference="analytic"), True),
 }
-every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+every_model = cases(
+    "model",
+    MODELS.values(),
+    short=[MODELS[name] for name in ("fresh", "spiking", "sampled")],
+    ids=MODELS,
+)
 
 
 def training_step(model):
@@ -179,6 +186,7 @@ def problem(model):
     return model[1].init(KEY, x_seq[0], True)["params"], x_seq
 
 
+@pytest.mark.optimised
 @every_model
 @every_kind
 def test_a_data_parallel_step_is_that_of_one_device_and_exchanges_only_gradients(

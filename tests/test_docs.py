@@ -16,6 +16,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a checkpoint may be written

@@ -15,6 +15,7 @@ from flax import nnx
 
 import snn_dropout as sd
 from snn_dropout import functional
+from tests.depth import cases
 from tests.neurons import LIF, AdaptiveLIF, loop
 
 KEY = jax.random.key(0)
@@ -275,7 +276,7 @@ def test_parameters_start_from_spikingjellys_uniform_distribution():
 
 
 @pytest.mark.parametrize("inference", ["sample", "analytic"])
-@pytest.mark.parametrize("activation", [None, nn.relu, functional.Threshold(0.1), nn.tanh])
+@cases("activation", [None, nn.relu, functional.Threshold(0.1), nn.tanh], short=[nn.relu])
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_a_silent_row_is_finite_with_finite_gradients(inference, activation, use_bias):
     layer = sd.DropConnectLinear(
@@ -477,6 +478,7 @@ def test_the_bridge_to_nnx_finds_the_state_of_a_spiking_activation(x_seq):
 # Bad input.
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("fields", "error", "match"),
     [
@@ -501,6 +503,7 @@ def test_fields_are_checked_at_construction(fields, error, match):
         sd.DropConnectLinear(**{"in_features": 6, "out_features": 5, **fields})
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize(
     ("step_mode", "shape", "error", "match"),
@@ -573,6 +576,7 @@ def test_zero_time_steps_give_an_empty_output():
 # Memory.
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("invariant", "deterministic", "inference"),
     [

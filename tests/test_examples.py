@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from snn_dropout import functional
+from tests.depth import cases
 
 FOLDER = Path(__file__).parents[1] / "examples"
 NAMES = ("no dropout", "new mask every step", "one mask per simulation")
@@ -125,6 +126,7 @@ def test_rasters_show_the_same_spikes(example):
     assert (fired[0] == fired[2]).all()
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("option", "given", "message"),
     [
@@ -176,7 +178,7 @@ def test_spread_is_that_of_a_sample_and_none_for_one_seed(example):
 
 
 @pytest.mark.parametrize("name", ["train_digits", "dropconnect_inference"])
-@pytest.mark.parametrize("package", ["optax", "sklearn", "tqdm", "matplotlib"])
+@cases("package", ["optax", "sklearn", "tqdm", "matplotlib"], short=["sklearn"])
 def test_missing_package_is_named(package, name, monkeypatch):
     for module in [module for module in sys.modules if module.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
@@ -287,6 +289,7 @@ def test_scores_of_known_probabilities(inference):
     np.testing.assert_allclose(scores, [200 / 3, likelihood, 100 * error])
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("option", "given", "message"),
     [
@@ -346,6 +349,7 @@ def test_the_largest_difference_is_printed(parallel, monkeypatch, capsys):
     assert "largest difference of the losses: 2.5e-01" in capsys.readouterr().out
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -21,6 +21,7 @@ def close(actual, desired):
     np.testing.assert_allclose(actual, desired, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("case", ["dropout", "dropout2d"])
 @pytest.mark.parametrize("way", ["m", "simulate"])
 def test_dropout_equals_spikingjelly(reference, case, way):

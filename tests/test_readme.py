@@ -16,11 +16,13 @@ def test_every_python_block_runs():
 
 
 def test_continuous_integration_calls_the_command_that_is_printed():
-    """With no test left out but one, which it calls in the next line but one."""
+    """On one Python as it stands; on the other with all depth, a test in the next line."""
     assert "\npython -m pytest\n" in README
     commands = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r" python -m pytest\n", commands)
     assert re.search(
-        r"""python -m pytest --deselect "\$quick"\n.*\n.*python -m pytest .*"\$quick"\n""",
+        r""" python -m pytest --exhaustive --deselect "\$quick"\n"""
+        r""".*\n.* python -m pytest --exhaustive .*"\$quick"\n""",
         commands,
     )
 

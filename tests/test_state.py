@@ -473,6 +473,7 @@ class RawTransform(nn.Module):
         ](layer)(x_seq)
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("transform", ["scan", "vmap", "jit", "checkpoint"])
 @pytest.mark.parametrize("inline", [True, False])
 @pytest.mark.parametrize("outer", ["eager", "jit"])

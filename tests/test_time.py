@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases, marked
 from tests.jaxprs import equations
 from tests.neurons import LIF, Net, loop
 
@@ -100,7 +101,10 @@ PAIRS = {
 }
 
 
-@pytest.fixture(params=PAIRS, scope="module")
+IN_SHORT = ("inline in a compact method", "in setup, of a Sequential")
+
+
+@pytest.fixture(params=marked(PAIRS, short=IN_SHORT), scope="module")
 def pair(request):
     return PAIRS[request.param], {} if "Sequential" in request.param else {"train": True}
 
@@ -112,7 +116,8 @@ def test_multistep_is_transparent(pair, x_seq):
     assert y_seq.shape[:2] == (5, 3)
 
 
-@pytest.mark.parametrize("mode", ["eager", "jit"])
+@pytest.mark.optimised
+@cases("mode", ["eager", "jit"], short=["jit"])
 def test_multistep_equals_the_loop(pair, x_seq, mode):
     (whole, single), train = pair
     variables = single.init(KEY, x_seq[0])

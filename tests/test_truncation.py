@@ -64,6 +64,7 @@ def masks_of(state):
     ]
 
 
+@pytest.mark.optimised
 @every_model
 def test_chunks_are_the_whole_bit_for_bit(model):
     params, start, x_seq = problem(model)

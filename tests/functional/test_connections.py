@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 
 from snn_dropout import functional
 from snn_dropout.functional import connections
+from tests.depth import cases
 from tests.jaxprs import equations
 
 KEY = jax.random.key(0)
@@ -29,8 +30,13 @@ def reference(x, kernel, mask):
     return jnp.einsum("nsi,io,nio->nso", x, kernel, mask.astype(x.dtype))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("inputs_per_mask", [1, 2])
-@pytest.mark.parametrize("size", [(5, 40), (0, 3), (1, 1), (33, 64), (301, 1000)])
+@cases(
+    "size",
+    [(5, 40), (0, 3), (1, 1), (33, 64), (301, 1000)],
+    short=[(5, 40), (0, 3), (301, 1000)],
+)
 def test_forward_and_gradients_equal_an_einsum(inputs_per_mask, size):
     x, kernel, mask, dy = problem(3, inputs_per_mask, *size)
     words = functional.pack_bits(mask)
@@ -145,6 +151,7 @@ def test_one_program_serves_all_platforms():
     np.testing.assert_allclose(exported.call(kernel), jax.grad(loss)(kernel), rtol=1e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("invariant", [True, False])
 def test_temporary_memory_of_a_training_step_is_bounded(invariant):
     steps, examples, width = 8, 64, 512

@@ -23,6 +23,7 @@ from snn_dropout.functional import (
     sampled_activation,
 )
 from snn_dropout.functional._closed_forms import CLOSED_FORMS, find_closed_form
+from tests.depth import cases
 
 KEY = jax.random.key(0)
 
@@ -172,7 +173,7 @@ def computed(name):
     return dict(zip(["grid", "point", "extreme"], zip(*split, strict=True), strict=True))
 
 
-@pytest.mark.parametrize("name", ["relu6", "elu", "silu", "threshold"])
+@cases("name", ["relu6", "elu", "silu", "threshold"], short=["relu6", "silu"])
 @pytest.mark.parametrize(("mean", "deviation"), [(-0.7, 0.3), (0.3, 1.0), (4.0, 5.0)])
 def test_the_reference_agrees_with_adaptive_quadrature(name, mean, deviation):
     case = CLOSED[name]
@@ -189,6 +190,7 @@ def test_the_reference_agrees_with_adaptive_quadrature(name, mean, deviation):
 # --------------------------------------------------------------------------------------
 
 
+@pytest.mark.short
 @every_accurate
 def test_value(name):
     value = computed(name)["grid"][0]
@@ -205,6 +207,7 @@ def test_value_of_exp():
     np.testing.assert_allclose(value, expected, rtol=3e-6)
 
 
+@pytest.mark.short
 @every_accurate
 def test_gradient(name):
     _, by_mean, by_variance = computed(name)["grid"]
@@ -260,6 +263,7 @@ def test_aliases_have_the_same_value(name, alias):
     )
 
 
+@pytest.mark.short
 @every_closed
 def test_the_table_recognises(name):
     activation = CLOSED[name].activation
@@ -376,6 +380,7 @@ def test_a_surrogate_gradient_is_averaged():
     np.testing.assert_allclose(by_variance, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.optimised
 def test_the_quadrature_does_not_hold_its_nodes():
     mean = jnp.ones((8, 64, 512))
 
@@ -399,6 +404,7 @@ def test_little_but_the_moments_is_kept_for_the_gradient(name, most):
 # --------------------------------------------------------------------------------------
 
 
+@pytest.mark.short
 @every_accurate
 def test_variance_0_is_the_activation_and_its_gradient(name):
     activation = ACCURATE[name].activation or jax.nn.identity
@@ -409,6 +415,7 @@ def test_variance_0_is_the_activation_and_its_gradient(name):
     np.testing.assert_allclose(by_mean, slope, rtol=4e-6, atol=4e-6)
 
 
+@pytest.mark.short
 @every_closed
 def test_variance_0_has_half_the_curvature_as_its_slope(name):
     by_variance = computed(name)["point"][2]
@@ -419,6 +426,7 @@ def test_variance_0_has_half_the_curvature_as_its_slope(name):
     np.testing.assert_allclose(by_variance[at], limit[at], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.short
 @every_accurate
 def test_extreme_numbers_give_finite_results(name):
     for result in computed(name)["extreme"]:
@@ -534,6 +542,7 @@ def test_a_sharded_batch_stays_sharded(axis_type):
 ONE = jnp.ones((2, 3))
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -666,6 +675,7 @@ def test_sampled_gradient_is_that_of_the_draws_and_finite_at_variance_0():
     np.testing.assert_array_equal(by_variance[2], 0)
 
 
+@pytest.mark.optimised
 def test_memory_of_sampling_does_not_grow_with_the_samples():
     mean = jnp.ones((8, 64, 512))
 
@@ -720,9 +730,9 @@ def test_sampling_nothing():
 # --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)])
+@cases("shape", [(3,), (5, 3), (2, 5, 3)], short=[(2, 5, 3)])
 @pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize("p", [0, 0.2, 0.5, 1.0])
+@cases("p", [0, 0.2, 0.5, 1.0], short=[0.2])
 def test_moments(shape, use_bias, p):
     generator = np.random.default_rng(0)
     x, kernel, bias = (generator.normal(size=s) for s in (shape, (3, 4), (4,)))

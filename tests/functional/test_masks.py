@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from snn_dropout import functional
+from tests.depth import cases
 from tests.jaxprs import count, equations
 
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("p", [0.01, 0.1, 0.3, 0.5, 0.9])
+@cases("p", [0.01, 0.1, 0.3, 0.5, 0.9], short=[0.1, 0.5])
 def test_draw_mask_keeps_with_probability_1_minus_p(p):
     mask = functional.draw_mask(KEY, (1000, 1000), p)
     assert mask.dtype == jnp.bool_
@@ -25,8 +26,8 @@ def test_draw_mask_keeps_with_probability_1_minus_p(p):
     assert low <= int(mask.sum()) <= high
 
 
-@pytest.mark.parametrize("p", [0.5, 0.25, 0.3])
-@pytest.mark.parametrize("length", [10, 61, 64, 100])
+@cases("p", [0.5, 0.25, 0.3], short=[0.25, 0.3])
+@cases("length", [10, 61, 64, 100], short=[10, 64])
 def test_neighbours_are_independent_whatever_the_length_of_a_row(p, length):
     # Bits of a word for some of these, comparisons for the others.
     mask = np.asarray(functional.draw_mask(KEY, (4000, length), p)).astype(float)

@@ -19,6 +19,7 @@ import pytest
 
 import snn_dropout as sd
 from snn_dropout import functional
+from tests.depth import cases
 from tests.laws.catalogue import (
     FEW,
     a_few_rows,
@@ -281,7 +282,7 @@ def test_fault_33_sampled_inference_has_the_gradient_of_its_samples():
 # Arguments.
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (2, 0), (1, 1, 1, 1, 1, 1)])
+@cases("shape", [(), (0,), (0, 3), (2, 0), (1, 1, 1, 1, 1, 1)], short=[(), (0, 3), (2, 0)])
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_fault_43_scalars_and_empty_inputs_keep_their_shape(shape, step_mode):
     layer = sd.Dropout(0.5, step_mode)

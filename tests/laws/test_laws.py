@@ -65,6 +65,7 @@ def differ_by_chance(a, b, q):
     return within(int((a != b).sum()), a.size, 2 * q * (1 - q))
 
 
+@pytest.mark.optimised
 @every_row
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_jit_equals_eager(row, step_mode):
@@ -74,6 +75,7 @@ def test_jit_equals_eager(row, step_mode):
     assert_same(row, jax.jit(lambda x: run(layer, x, variables))(x), eager)
 
 
+@pytest.mark.optimised
 @every_row
 def test_loop_equals_multi_step_mode_equals_simulate_equals_multistep(row):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])

@@ -6,7 +6,7 @@ import pytest
 
 import snn_dropout as sd
 from tests.jaxprs import equations
-from tests.laws.catalogue import DROPOUTS, ROWS, every_dropout
+from tests.laws.catalogue import DROPOUTS, ROWS, every, every_dropout
 from tests.laws.test_laws import run
 
 KEY = jax.random.key(3)
@@ -14,7 +14,7 @@ STEPS = 7  # the length of no other axis
 
 NAMES = "Dropout p=0.3", "Dropout2d NCHW", "DropPath", "DropConnect invariant"
 SOME = [row for row in ROWS if row.name in NAMES]
-some_rows = pytest.mark.parametrize("row", SOME, ids=lambda row: row.name)
+some_rows = every(SOME, short=("Dropout p=0.3", "DropConnect invariant"))
 every_way = pytest.mark.parametrize("way", ["m", "simulate", "MultiStep", "lax.scan"])
 
 
@@ -102,6 +102,7 @@ def test_the_backward_pass_keeps_no_mask_for_each_step(row, way):
     assert not [shape for shape in masks if shape[0] == STEPS]
 
 
+@pytest.mark.optimised
 @every_dropout
 def test_dropout_needs_no_temporary_memory_but_its_mask(row):
     x_seq = row.x_seq((64, *row.shape[1:-1], 512), steps=STEPS)
