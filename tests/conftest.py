@@ -2,9 +2,9 @@ import os
 import shutil
 from pathlib import Path
 
-# Most of the time of the tests is compilation. What is marked `optimised` is compiled as
-# users' programs are, all else in half of the time; and each program is compiled once, for
-# all processes and for the next run: what it is compiled from is part of its name.
+# Most of the time of the tests is compilation. In half of that time programs are compiled
+# with little optimisation (but see `_optimised`), and each is compiled once, for all
+# processes and for the next run: what it is compiled from is part of its name.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "programs")
@@ -59,7 +59,8 @@ def _strict_rank_promotion():
 
 @pytest.fixture(autouse=True)
 def _optimised(request):
-    if request.node.get_closest_marker("optimised") is None:
+    marked = request.node.get_closest_marker("optimised") is not None
+    if not (marked and request.config.getoption("--exhaustive")):
         yield
         return
     jax.config.update("jax_disable_most_optimizations", False)

@@ -156,6 +156,7 @@ def test_conditions_start_from_the_same_parameters(rectified):
     chex.assert_trees_all_equal(jax.tree.map(itemgetter(1), of_seeds), first)
 
 
+@pytest.mark.exhaustive
 def test_conditions_are_one_network_where_nothing_is_dropped():
     examples = data_sets.load("digits", 3).train
     key = jax.random.key(2)
@@ -247,6 +248,7 @@ def test_batches_of_a_seed_pass_through_all_examples():
     np.testing.assert_array_equal(again[0], batches[1])
 
 
+@pytest.mark.exhaustive
 def test_seeds_together_are_seeds_alone():
     examples = data_sets.load("digits", 2).train
     seeds = np.arange(2)
@@ -332,6 +334,7 @@ def subject(condition, p=0.5, steps=16, units=32, count=20):
     return measures.Subject(model, steps, examples, params, keys)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("condition", ["per-step", "dropconnect-held"])
 def test_inference_a_few_at_a_time_is_that_of_all_at_once(condition):
     few = subject(condition, steps=3, units=6, count=33)  # three batches of eleven
@@ -353,6 +356,7 @@ def test_inference_a_few_at_a_time_is_that_of_all_at_once(condition):
     np.testing.assert_allclose(found[names.ACCURACY], 100 * accuracies, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_spread_of_held_masks_is_the_larger():
     per_step, held = (measures.spread(subject(condition), 16) for condition in PAIR)
     for of_seed in zip(per_step[names.SPREAD], held[names.SPREAD], strict=True):
@@ -368,6 +372,7 @@ def test_spread_is_nothing_without_dropout():
     assert (found[names.STEP_SPREAD] == 0).all()
 
 
+@pytest.mark.exhaustive
 def test_monte_carlo_draws_masks_of_both_kinds():
     """Flax's dropout is no layer of the package, and must be sampled all the same."""
     for condition in PAIR:

@@ -90,6 +90,7 @@ def pinned():
     return child.Task(lambda number: 0.1, lambda: None, {"cores": usable_cores()})
 
 
+@pytest.mark.exhaustive
 def test_a_process_is_pinned_and_one_that_dies_fails_alone():
     functions = ("dies", "no_such_function", "pinned")
     runs = {name: f"{__name__}:{name}" for name in functions}
@@ -183,6 +184,7 @@ def test_a_wrong_implementation_is_refused(wrong):
     assert line["ratio to ours"] == ""
 
 
+@pytest.mark.exhaustive
 def test_right_implementations_pass():
     settings = {"steps": 2, "examples": 16, "inputs": 32, "outputs": 64, "p": 0.5}
     for invariant in (True, False):

@@ -19,6 +19,7 @@ def example(monkeypatch):
         yield importlib.import_module("convolutional")
 
 
+@pytest.mark.exhaustive
 def test_whole_branches_and_channels_are_lost_for_all_steps(example):
     x_seq = jax.random.uniform(jax.random.key(3), (3, 8, 8, 8, 1))
     model = example.ResNet(0.5, 0.5)
@@ -33,6 +34,7 @@ def test_whole_branches_and_channels_are_lost_for_all_steps(example):
     assert all(0 < mask.mean() < 1 for mask in masks.values())
 
 
+@pytest.mark.exhaustive
 def test_training_moves_the_running_averages_and_inference_does_not(example):
     x_seq = jax.random.uniform(jax.random.key(3), (3, 8, 8, 8, 1))
     model = example.ResNet(0.1, 0.1)

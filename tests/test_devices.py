@@ -97,7 +97,6 @@ def test_dropout_needs_no_exchange_between_devices(row, kind, axis):
     assert collectives(compiled_with_gradient(run, row.layer("m"), x_seq, mesh)) == {}
 
 
-@pytest.mark.optimised
 @every_kind
 @every_axis
 def test_steps_of_dropout_need_no_exchange_between_devices(kind, axis):
@@ -161,7 +160,7 @@ MODELS = {
 every_model = cases(
     "model",
     MODELS.values(),
-    short=[MODELS[name] for name in ("fresh", "spiking", "sampled")],
+    short=[MODELS[name] for name in ("fresh", "spiking")],
     ids=MODELS,
 )
 
@@ -196,7 +195,7 @@ def test_a_data_parallel_step_is_that_of_one_device_and_exchanges_only_gradients
 
 
 @every_kind
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@cases("devices", [1, 2, 4], short=[1])
 def test_a_step_is_the_same_for_any_number_of_devices(kind, devices):
     check_step(MODELS["invariant"], mesh_of(devices, kind))
 
@@ -344,7 +343,7 @@ def test_shard_map_needs_a_key_for_each_shard():
             assert (shard != other).mean() > 0.3
 
 
-@pytest.mark.parametrize("model", [MODELS["fresh"], MODELS["spiking"]])
+@cases("model", [MODELS["fresh"], MODELS["spiking"]], short=[MODELS["fresh"]])
 def test_gradients_inside_of_shard_map_are_added_up(model):
     way, layer, deterministic = model
     params, x_seq = problem(model)

@@ -277,7 +277,7 @@ def test_parameters_start_from_spikingjellys_uniform_distribution():
 
 @pytest.mark.parametrize("inference", ["sample", "analytic"])
 @cases("activation", [None, nn.relu, functional.Threshold(0.1), nn.tanh], short=[nn.relu])
-@pytest.mark.parametrize("use_bias", [True, False])
+@cases("use_bias", [True, False], short=[True])
 def test_a_silent_row_is_finite_with_finite_gradients(inference, activation, use_bias):
     layer = sd.DropConnectLinear(
         6, 4, use_bias, activation=activation, inference=inference, samples_num=20
@@ -347,7 +347,7 @@ def test_the_state_of_sampled_neurons_has_the_batch_first(x_seq):
     chex.assert_trees_all_equal_shapes_and_dtypes(updated["state"], variables["state"])
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["m"])
 def test_sampled_neurons_average_runs_of_single_neurons(x_seq, step_mode):
     layer = spiking(step_mode=step_mode, deterministic=True, samples_num=4000)
     variables = layer.init(KEY, x_seq if step_mode == "m" else x_seq[0])
@@ -379,7 +379,7 @@ def test_samples_of_neurons_that_are_random_themselves_are_drawn_apart(x_seq):
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("then", [True, False])
+@cases("then", [True, False], short=[True])
 def test_a_first_state_of_training_starts_inference_and_the_other_way_round(
     x_seq, first, then
 ):
@@ -576,7 +576,6 @@ def test_zero_time_steps_give_an_empty_output():
 # Memory.
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("invariant", "deterministic", "inference"),
     [

@@ -217,6 +217,7 @@ def test_ways_of_inference_are_compared(inference, tmp_path, capsys, monkeypatch
     assert printed.err == ""  # no progress bar in a log
 
 
+@pytest.mark.exhaustive
 def test_sampled_inference_converges_to_analytic(inference):
     """With S samples it is analytic inference plus a noise of a known size.
 

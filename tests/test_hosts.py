@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from tests import hosts
 
@@ -55,6 +56,7 @@ def run_all(commands, folder):
     return outputs
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_as_one_does(tmp_path):
     port = str(free_port())
     run_all(
@@ -80,6 +82,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert len(masks) == 3 * hosts.UPDATES
 
 
+@pytest.mark.exhaustive
 def test_the_example_runs_as_two_processes(tmp_path):
     options = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
     example = ["examples/data_parallel.py", "--epochs", "1", *options]

@@ -120,7 +120,6 @@ def test_a_lifted_jit_does_not_mix_it_up_with_inference(x_seq, inference_first):
     certain(RNGS)
 
 
-@pytest.mark.optimised
 def test_memory_does_not_grow_with_the_samples(variables):
     x_seq = jnp.ones((5, 64, 6))
 

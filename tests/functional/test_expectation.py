@@ -225,7 +225,7 @@ def test_gradient(name):
         np.testing.assert_allclose(slope[at], reference[at], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relu", "threshold", "elu", "silu"])
+@cases("name", ["relu", "threshold", "elu", "silu"], short=["elu"])
 def test_second_derivatives(name):
     activation = CLOSED[name].activation
 
@@ -380,7 +380,6 @@ def test_a_surrogate_gradient_is_averaged():
     np.testing.assert_allclose(by_variance, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.optimised
 def test_the_quadrature_does_not_hold_its_nodes():
     mean = jnp.ones((8, 64, 512))
 
@@ -392,7 +391,7 @@ def test_the_quadrature_does_not_hold_its_nodes():
         assert compiled.memory_analysis().temp_size_in_bytes < 64 * mean.nbytes
 
 
-@pytest.mark.parametrize(("name", "most"), [("relu", 2), ("silu", 2), ("lambda sin", 6)])
+@cases("name, most", [("relu", 2), ("silu", 2), ("lambda sin", 6)], [("lambda sin", 6)])
 def test_little_but_the_moments_is_kept_for_the_gradient(name, most):
     activation = ACCURATE[name].activation
     x = jnp.ones((8, 64))
@@ -465,7 +464,7 @@ def test_the_expectation_of_relu_is_not_below_relu():
     assert (value >= nn.relu(mean)).all()
 
 
-@pytest.mark.parametrize("name", ["relu", "sigmoid", "lambda sin"])
+@cases("name", ["relu", "sigmoid", "lambda sin"], short=["relu", "lambda sin"])
 def test_a_nan_is_not_hidden(name):
     nan, one = jnp.array([jnp.nan]), jnp.ones(1)
     activation = ACCURATE[name].activation
@@ -477,9 +476,10 @@ def test_a_nan_is_not_hidden(name):
 # --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
+@cases(
+    "name, dtype",
     [("selu", jnp.float16), ("tanh", jnp.bfloat16), ("lambda sin", jnp.bfloat16)],
+    short=[("tanh", jnp.bfloat16)],
 )
 def test_half_precision_is_computed_in_float32(name, dtype):
     mean, variance = jnp.array([-0.5, 1.5], dtype), jnp.array([0.5, 2.0], dtype)
@@ -500,7 +500,7 @@ def test_dtypes_may_differ_and_the_result_has_that_of_the_mean():
     assert expected_activation(None, jnp.arange(3), jnp.ones(3)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["elu", "gelu exact", "lambda sin"])
+@cases("name", ["elu", "gelu exact", "lambda sin"], short=["elu"])
 def test_float64_stays_float64(name):
     case = ACCURATE[name]
     with jax.enable_x64(True):
@@ -515,7 +515,7 @@ def test_float64_stays_float64(name):
         assert single.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@cases("axis_type", [AxisType.Auto, AxisType.Explicit], short=[AxisType.Explicit])
 def test_a_sharded_batch_stays_sharded(axis_type):
     mean = jnp.linspace(-1, 1, 32).reshape(8, 4)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
@@ -598,7 +598,7 @@ def noise(key, shape, samples):
     return sampled_activation(key, None, jnp.zeros(shape), jnp.ones(shape), samples)
 
 
-@pytest.mark.parametrize("samples", [1, 17, 32])
+@cases("samples", [1, 17, 32], short=[17])
 def test_the_draws_are_independent_standard_normals(samples):
     keys, steps, features = 3000, 2, 4
     draw = jax.jit(jax.vmap(lambda key: noise(key, (steps, 1, features), samples)))
@@ -628,7 +628,7 @@ def test_other_keys_give_other_draws_and_the_same_key_the_same():
     np.testing.assert_array_equal(noise(jax.random.PRNGKey(0), (2, 3), 3), y)
 
 
-@pytest.mark.parametrize("samples", [5, 1024])
+@cases("samples", [5, 1024], short=[5])
 def test_sampled_relu_agrees_with_the_closed_form(samples):
     mean = jnp.broadcast_to(jnp.array([[-1.0], [0.0], [1.5]]), (3, 1024))
     variance = jnp.full((3, 1024), 2.0)
@@ -675,7 +675,6 @@ def test_sampled_gradient_is_that_of_the_draws_and_finite_at_variance_0():
     np.testing.assert_array_equal(by_variance[2], 0)
 
 
-@pytest.mark.optimised
 def test_memory_of_sampling_does_not_grow_with_the_samples():
     mean = jnp.ones((8, 64, 512))
 
@@ -708,7 +707,7 @@ def test_sampling_may_mix_features():
     np.testing.assert_allclose(y.sum(axis=-1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@cases("dtype", [jnp.float16, jnp.bfloat16], short=[jnp.bfloat16])
 def test_sampled_dtypes(dtype):
     mean, variance = jnp.ones((2, 3), dtype), jnp.full((2, 3), 0.5, dtype)
     with jax.numpy_dtype_promotion("strict"):

@@ -48,7 +48,7 @@ def test_axes_of_length_1_at_the_end_change_nothing(p):
     np.testing.assert_array_equal(functional.draw_mask(KEY, (8, 1), p)[:, 0], column)
 
 
-@pytest.mark.parametrize("shape", [(64,), (3, 64), (3, 61)])
+@cases("shape", [(64,), (3, 64), (3, 61)], short=[(3, 64)])
 def test_drawing_under_vmap_is_drawing_one_by_one(shape):
     keys = jax.random.split(KEY, 3)
     masks = jax.vmap(lambda key: functional.draw_mask(key, shape, 0.25))(keys)
@@ -119,7 +119,8 @@ def test_wide_and_complex_dtypes():
 @given(
     seed=st.integers(0, 2**31 - 1),
     shape=st.sampled_from([(), (3,), (2, 3), (0, 3), (2, 1, 3)]),
-    p=st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1),
+    # From a list, because each is a program of its own.
+    p=st.sampled_from([0.0, 0.25, 0.3, 0.999999, 1.0]),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16, jnp.bool_, jnp.int8]),
 )
 def test_apply_mask_against_numpy(seed, shape, p, dtype):

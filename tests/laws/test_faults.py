@@ -150,7 +150,7 @@ def test_fault_16_a_donated_state_that_is_used_again_raises():
         step(state)
 
 
-@pytest.mark.parametrize("empty", [{}, {"state": {}}, flax.core.freeze({"state": {}})])
+@cases("empty", [{}, {"state": {}}, flax.core.freeze({"state": {}})], short=[{"state": {}}])
 def test_fault_17_no_state_in_any_form(empty):
     x_seq = jax.random.normal(jax.random.key(3), (4, 3, 8))
     params = Net().init(jax.random.key(0), x_seq[0])["params"]
@@ -204,7 +204,7 @@ def test_fault_24_a_p_below_the_resolution_is_a_limit(row, p):
     np.testing.assert_allclose(y, x_seq if p < 0.5 else 0 * x_seq, rtol=1e-6)
 
 
-@pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
+@cases("p", [1e-9, 1 - 1e-9], short=[1e-9])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -238,7 +238,7 @@ def test_fault_26_connections_do_not_depend_on_x64(row):
     np.testing.assert_allclose(wide, y, rtol=1e-5, atol=1e-6)
 
 
-@every(FEW, lambda row: "DropConnect" in row.name)
+@every(FEW, lambda row: "DropConnect" in row.name, ["DropConnect invariant"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_fault_29_spikes_of_any_dtype_are_linear_inputs(row, deterministic):
     spikes = row.x_seq() > 0

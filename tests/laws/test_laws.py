@@ -12,7 +12,15 @@ import pytest
 import scipy.stats
 
 import snn_dropout as sd
-from tests.laws.catalogue import STEPS, every_connection, every_dropout, every_row
+from tests.depth import cases
+from tests.laws.catalogue import (
+    DROPOUTS,
+    STEPS,
+    every,
+    every_connection,
+    every_dropout,
+    every_row,
+)
 from tests.neurons import loop
 
 RNGS = {"dropout": jax.random.key(5)}
@@ -25,22 +33,29 @@ def run(layer, x, variables=None, **kwargs):
     return y, updated.get("state", {})
 
 
-def four_ways(row, variables):
-    """The same simulation as a loop, in mode 'm', by `simulate` and by `MultiStep`.
+WAYS = "loop", "simulate", "MultiStep", "m"
 
-    Masks that are fresh at each step come from another key at each step; mode 'm' and
-    `MultiStep` may draw them in their own way.
-    """
+
+def all_ways(row, variables):
+    """The same simulation as a loop, by `simulate`, by `MultiStep` and in mode 'm'."""
     single, multi = row.layer("s"), row.layer("m")
     state = {"mutable": ["state"], **TRAIN}
-    ways = {
-        "loop": lambda x: loop(single, variables, x, fold=not row.held, **TRAIN),
-        "simulate": lambda x: sd.simulate(single, variables, x, **TRAIN),
-    }
-    if row.held:
-        ways["m"] = lambda x: multi.apply(variables, x, **state)
-        ways["MultiStep"] = lambda x: sd.MultiStep(single).apply(variables, x, **state)
-    return ways
+    ways = [
+        lambda x: loop(single, variables, x, fold=not row.held, **TRAIN),
+        lambda x: sd.simulate(single, variables, x, **TRAIN),
+        lambda x: sd.MultiStep(single).apply(variables, x, **state),
+        lambda x: multi.apply(variables, x, **state),
+    ]
+    return dict(zip(WAYS, ways, strict=True))
+
+
+def equal_ways(row, variables):
+    """Those that are equal, not in distribution alone.
+
+    What is fresh at each step, mode 'm' draws in its own way.
+    """
+    ways = all_ways(row, variables)
+    return ways if row.held else {name: ways[name] for name in WAYS[:3]}
 
 
 def assert_same(row, actual, desired):
@@ -79,7 +94,7 @@ def test_jit_equals_eager(row, step_mode):
 @every_row
 def test_loop_equals_multi_step_mode_equals_simulate_equals_multistep(row):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
-    runs = {name: way(x_seq) for name, way in four_ways(row, variables).items()}
+    runs = {name: way(x_seq) for name, way in equal_ways(row, variables).items()}
     y_loop, updated_loop = runs.pop("loop")
     for y, updated in runs.values():
         assert_same(row, y, y_loop)
@@ -98,14 +113,14 @@ def test_gradients_of_all_four_ways_agree(row):
 
     def loss(way):
         def of(params, x_seq):
-            y, _ = four_ways(row, {**variables, "params": params})[way](x_seq)
+            y, _ = equal_ways(row, {**variables, "params": params})[way](x_seq)
             return (y**2 * jnp.arange(y.size, dtype=y.dtype).reshape(y.shape)).mean()
 
         return of
 
     first, *others = (
         jax.grad(loss(way), argnums=(0, 1))(params, x_seq)
-        for way in four_ways(row, variables)
+        for way in equal_ways(row, variables)
     )
     for grad in others:
         chex.assert_trees_all_close(grad, first, rtol=1e-5, atol=1e-5)
@@ -257,11 +272,12 @@ def test_one_trace_for_one_shape(row):
 
 
 @every_row
-def test_no_leaked_tracers(row):
+@cases("way", WAYS, short=["simulate"])
+def test_no_leaked_tracers(row, way):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
+    run_it = all_ways(row, variables)[way]
     with jax.checking_leaks():
-        for way in four_ways(row, variables).values():
-            jax.jit(jax.grad(lambda x, way=way: way(x)[0].sum())).trace(x_seq)
+        jax.jit(jax.grad(lambda x: run_it(x)[0].sum())).trace(x_seq)
 
 
 @every_dropout
@@ -304,7 +320,7 @@ def test_inference_is_the_same_in_all_ways_and_its_expectation_blind_to_keys(row
 
 
 @every_connection
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@cases("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], short=[jnp.bfloat16])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_linear_layer_computes_in_its_dtype(row, dtype, deterministic):
     layer = row.layer("m", dtype=dtype, param_dtype=dtype, samples_num=4)
@@ -357,7 +373,7 @@ def test_dropped_nan_and_infinity_give_zero_and_zero_gradient(row):
         assert bool(jnp.isfinite(grad).all())
 
 
-@every_dropout
+@every(DROPOUTS, short=["Dropout p=0.3"])
 @pytest.mark.parametrize("axis", [0, -1])
 def test_masks_follow_the_sharding_of_the_input_and_not_the_number_of_devices(row, axis):
     # 40 is no multiple of the 32 bits of a word, nor is the share of a device, 5.

@@ -102,7 +102,6 @@ def test_the_backward_pass_keeps_no_mask_for_each_step(row, way):
     assert not [shape for shape in masks if shape[0] == STEPS]
 
 
-@pytest.mark.optimised
 @every_dropout
 def test_dropout_needs_no_temporary_memory_but_its_mask(row):
     x_seq = row.x_seq((64, *row.shape[1:-1], 512), steps=STEPS)

@@ -166,7 +166,8 @@ LAYERS = {
 @settings(SETTINGS, max_examples=40)
 @given(
     layer=st.sampled_from(list(LAYERS)),
-    p=PROBABILITIES | st.floats(0, 1),
+    # From a list, because each is a program of its own.
+    p=PROBABILITIES | st.sampled_from([1e-9, 0.3, 0.999999]),
     dtype=DTYPES | st.sampled_from([jnp.float16, jnp.bool_, jnp.int8]),
     steps=st.integers(0, 3),
     seed=st.integers(0, 2**31 - 1),

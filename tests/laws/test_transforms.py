@@ -17,6 +17,7 @@ from flax import nnx
 
 import snn_dropout as sd
 from snn_dropout.state import MASK_NAMES
+from tests.depth import cases
 from tests.laws.catalogue import (
     KINDS,
     STEPS,
@@ -155,7 +156,7 @@ def test_nn_jit_keeps_the_path_and_reads_a_state_made_without_it(row):
 
 
 @every_kind
-@pytest.mark.parametrize("split", [True, False])
+@cases("split", [True, False], short=[True])
 def test_nn_vmap_has_a_mask_a_row_or_the_same_for_all(row, split):
     x_seq, variables = problem(row)
     mapped = nn.vmap(
@@ -328,6 +329,7 @@ def test_a_donated_state_goes_on(row):
 # Programs that are compiled ahead of time, or elsewhere.
 
 
+@pytest.mark.exhaustive
 @every_kind
 def test_a_program_that_is_compiled_ahead_of_time(row):
     x_seq, variables = problem(row)
@@ -366,6 +368,7 @@ def test_an_exported_layer_serves_any_batch_on_any_platform(row):
         assert_same(row, y, function(params, given, key_data))
 
 
+@pytest.mark.exhaustive
 def test_an_exported_training_step_runs_as_the_original():
     x_seq = jax.random.normal(jax.random.key(3), (4, 3, 8))
     optimizer = optax.adam(1e-2)
@@ -401,6 +404,7 @@ def test_an_exported_training_step_runs_as_the_original():
         chex.assert_trees_all_close((ours, value), (theirs, other), rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @a_few_rows
 def test_pmap_equals_one_device_at_a_time(row):
     x_seq, variables = problem(row)
@@ -428,7 +432,7 @@ KEYS = {
 
 
 @every(KINDS, lambda row: row.name in ("Dropout", "DropConnect invariant"))
-@pytest.mark.parametrize("kind", KEYS)
+@cases("kind", KEYS, short=["raw", "rbg"])
 def test_any_kind_of_key(row, kind):
     x_seq, variables = problem(row)
 
