@@ -143,7 +143,7 @@ def test_multistep_gradients_equal_those_of_the_loop(pair, x_seq):
 
     params = variables.get("params", {})
     grads = [
-        jax.grad(loss(run), argnums=(0, 1))(params, x_seq)
+        jax.jit(jax.grad(loss(run), argnums=(0, 1)))(params, x_seq)
         for run in (
             lambda v, x: loop(single, v, x, rngs=RNGS, **train)[0],
             lambda v, x: whole.apply(v, x, rngs=RNGS, **train),

@@ -12,6 +12,7 @@ import pytest
 from flax.errors import InvalidRngError
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.neurons import LIF, Net
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -56,7 +57,7 @@ class Averaged(nn.Module):
         return nn.Dense(3)(connected(x, deterministic=False))
 
 
-@pytest.mark.parametrize(("samples", "at_once"), [(5, 2), (6, 3), (3, 8), (1, 1)])
+@cases("samples, at_once", [(5, 2), (6, 3), (3, 8), (1, 1)], short=[(5, 2)])
 def test_it_is_what_a_loop_over_simulations_finds(variables, x_seq, samples, at_once):
     scores = []
     for number in range(samples):
@@ -120,6 +121,7 @@ def test_a_lifted_jit_does_not_mix_it_up_with_inference(x_seq, inference_first):
     certain(RNGS)
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_samples(variables):
     x_seq = jnp.ones((5, 64, 6))
 

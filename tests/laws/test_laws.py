@@ -119,7 +119,7 @@ def test_gradients_of_all_four_ways_agree(row):
         return of
 
     first, *others = (
-        jax.grad(loss(way), argnums=(0, 1))(params, x_seq)
+        jax.jit(jax.grad(loss(way), argnums=(0, 1)))(params, x_seq)
         for way in equal_ways(row, variables)
     )
     for grad in others:
