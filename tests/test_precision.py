@@ -35,35 +35,43 @@ SIZES = [
     (64, 64, 1, 1),
     (1, MANY, 1, 1),  # and over the inputs of one mask,
     (1, 1, MANY, 1),  # the output one over inputs,
+    (1, 1, 16, 1),
     (1, 2, MANY, 1),
     (1, 1, 1, MANY),  # the gradient of the input one over outputs.
     (1, 2, 1, MANY),
 ]
 
 
+def terms(examples, inputs_per_mask, inputs, outputs):
+    """Ones, but for the first term of each sum: 256, to which no 1 is added in bfloat16."""
+    x = np.ones((examples, inputs_per_mask, inputs))
+    dy = np.ones((examples, inputs_per_mask, outputs))
+    (x if outputs == 1 else dy).flat[0] = 256
+    return x, np.ones((inputs, outputs)), dy
+
+
 @every_form
 @every_half
 def test_sums_of_products_are_wide(form, dtype):
-    """The output and both gradients of ones whose connections are all kept."""
+    """The output and both gradients, rounded once, where all connections are kept."""
     forward, backward = form
-
-    def ones(examples, inputs_per_mask, inputs, outputs):
-        x = jnp.ones((examples, inputs_per_mask, inputs), dtype)
-        kernel = jnp.ones((inputs, outputs), dtype)
-        words = functional.pack_bits(jnp.ones((examples, inputs, outputs), bool))
-        dy = jnp.ones((examples, inputs_per_mask, outputs), dtype)
-        return x, kernel, words, dy
 
     @jax.jit
     def run(problems):
-        return [(forward(*each[:3]), *backward(*each)) for each in problems]
+        results = []
+        for x, kernel, dy in problems:
+            mask = jnp.ones((len(x), *kernel.shape), bool)
+            words = functional.pack_bits(mask)
+            results.append((forward(x, kernel, words), *backward(x, kernel, words, dy)))
+        return results
 
-    for size, results in zip(SIZES, run([ones(*size) for size in SIZES]), strict=True):
-        examples, inputs_per_mask, inputs, outputs = size
-        assert {result.dtype for result in results} == {jnp.dtype(dtype)}
-        expected = inputs, outputs, examples * inputs_per_mask
+    problems = [terms(*size) for size in SIZES]
+    given = jax.tree.map(lambda array: jnp.asarray(array, dtype), problems)
+    for (x, kernel, dy), results in zip(problems, run(given), strict=True):
+        expected = x @ kernel, dy @ kernel.T, np.einsum("nsi,nso->io", x, dy)
         for result, value in zip(results, expected, strict=True):
-            np.testing.assert_array_equal(wide(result), value, err_msg=str(size))
+            assert result.dtype == dtype
+            np.testing.assert_array_equal(wide(result), wide(jnp.asarray(value, dtype)))
 
 
 @pytest.mark.parametrize("invariant", [True, False])

@@ -2,6 +2,7 @@
 
 import builtins
 import functools
+import inspect
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -284,6 +285,25 @@ def test_parameters_may_be_arrays_with_a_gradient():
     # E[min(z, 0)] = E[z] - E[max(z, 0)]
     expected = mean - expected_activation(nn.relu, mean, variance)
     np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(2)), expected, rtol=1e-6)
+
+
+def test_defaults_of_parameters_are_those_of_the_activations():
+    """A closed form without the parameters, against itself with what JAX takes then."""
+    mean, variance = jnp.array([-0.5, 0.4, 1.5]), jnp.array([0.3, 1.0, 2.0])
+    for activation, parameters in (
+        (nn.celu, {"alpha": 1.0}),
+        (nn.elu, {"alpha": 1.0}),
+        (nn.leaky_relu, {"negative_slope": 0.01}),
+    ):
+        signature = inspect.signature(activation)
+        assert {name: signature.parameters[name].default for name in parameters} == (
+            parameters
+        )
+        np.testing.assert_array_equal(
+            expected_activation(activation, mean, variance),
+            expected_activation(partial(activation, **parameters), mean, variance),
+        )
+    assert Threshold() == Threshold(0.0)
 
 
 def test_celu_of_a_negative_alpha_is_not_given_the_closed_form():
