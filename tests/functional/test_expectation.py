@@ -402,9 +402,10 @@ def test_the_quadrature_does_not_hold_its_nodes():
     def loss(mean, variance):
         return expected_activation(lambda z: jnp.maximum(z, 0), mean, variance).sum()
 
-    for function in (loss, jax.grad(loss, (0, 1))):
+    # Some compilers keep what is unrolled, 16 pairs of nodes, and none keeps all 64.
+    for function, most in ((loss, 3), (jax.grad(loss, (0, 1)), 40)):
         compiled = jax.jit(function).lower(mean, mean).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes < 64 * mean.nbytes
+        assert compiled.memory_analysis().temp_size_in_bytes < most * mean.nbytes
 
 
 @pytest.mark.parametrize(("name", "most"), [("relu", 2), ("silu", 2), ("lambda sin", 6)])
@@ -699,7 +700,7 @@ def test_memory_of_sampling_does_not_grow_with_the_samples():
     for transform in (lambda loss: loss, lambda loss: jax.grad(loss, (0, 1))):
         few, many = temporary(1024, transform), temporary(4096, transform)
         assert many < 1.01 * few + 4096
-        assert many < 16 * 2**20
+        assert many < 6 * mean.nbytes
 
 
 def test_no_key_leaks_out_of_a_loop():

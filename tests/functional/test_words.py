@@ -17,7 +17,6 @@ from snn_dropout.functional._words import (
     philox,
     threefry,
 )
-from tests.jaxprs import equations
 
 KEY = jax.random.key(0)
 UNIT = 2**DIGITS
@@ -84,19 +83,6 @@ def test_digits_are_those_of_the_nearest_probability():
         value = sum(one << place for place, one in enumerate(digits))
         assert digits[0], "the last digit is a 1"
         assert value * 2 ** (DIGITS - len(digits)) == numerator, q
-
-
-@pytest.mark.parametrize(("p", "keeps"), [(0, True), (1, False), (0.0, True), (1.0, False)])
-def test_nothing_is_drawn_at_the_limits_of_p(p, keeps):
-    """So no number of elements is large enough for one that is kept, or lost, by chance."""
-    for draw in (functional.draw_mask, functional.draw_bits):
-        program = jax.make_jaxpr(lambda key, draw=draw: draw(key, (2, 3, 40), p))(KEY)
-        found = {equation.primitive.name for equation in equations(program.jaxpr)}
-        assert not found & {"random_bits", "threefry2x32", "mul"}
-    mask = functional.draw_mask(KEY, (2, 40), p)
-    np.testing.assert_array_equal(mask, np.full((2, 40), keeps))
-    words = functional.draw_bits(KEY, (2, 40), p)
-    np.testing.assert_array_equal(words, np.full((2, 2), keeps * (2**32 - 1), np.uint32))
 
 
 # The same words for ever, as NumPy makes them
