@@ -441,6 +441,26 @@ def test_modules_that_write_when_init_runs(x_seq, wrapper):
     chex.assert_trees_all_close(updated_scan, updated, atol=1e-6)
 
 
+def test_what_init_makes_is_that_of_the_first_step(x_seq):
+    """Also of neurons that start from their first input, and of the output."""
+
+    class Settled(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            v = self.variable("state", "v", lambda: 10 * x)
+            if not self.is_initializing():
+                v.value = v.value + x
+            return v.value
+
+    y_seq, variables = sd.MultiStep(Settled()).init_with_output(KEY, x_seq)
+    expected = Settled().init(KEY, x_seq[0])
+    chex.assert_trees_all_equal(variables, expected)
+    np.testing.assert_array_equal(y_seq, jnp.stack([10 * x_seq[0]] * len(x_seq)))
+    y_loop, _ = loop(Settled(), expected, x_seq)
+    for given in ({}, expected):
+        np.testing.assert_array_equal(sd.simulate(Settled(), given, x_seq)[0], y_loop)
+
+
 def test_arguments_of_any_number_and_kind_pass_through(x_seq):
     class Many(nn.Module):
         @nn.compact

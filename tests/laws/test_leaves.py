@@ -121,6 +121,28 @@ def test_sampled_neurons_keep_the_leaves_of_every_rank_and_dtype():
         assert (total.std(1) > 0).all(), "each sample has a state of its own"
 
 
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_samples_start_from_the_state_that_is_found(step_mode):
+    """A neuron that has run on, or was given, is not put to rest."""
+    layer = sd.DropConnectLinear(
+        2, 3, activation=Mixed(), samples_num=4, step_mode=step_mode, deterministic=True
+    )
+    x = jnp.zeros((1, 2) if step_mode == "s" else (1, 1, 2))
+    made = layer.init(jax.random.key(0), x)
+    neuron = made["state"]["activation"] | {
+        "total": jnp.full((1, 3), 5.0),
+        "steps": jnp.int32(2),
+    }
+    # An input of 0 and no bias: the mean and the deviation are 0.
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    variables = {"params": params, "state": {"activation": neuron}}
+    y, updated = layer.apply(variables, x, rngs=RNGS, mutable=["state"])
+    np.testing.assert_array_equal(y, jnp.full(y.shape, 5.0 + 3))
+    state = updated["state"]["samples"]["0"]["state"]
+    np.testing.assert_array_equal(state["steps"], [3] * 4)
+    np.testing.assert_array_equal(state["total"], jnp.full((1, 4, 3), 5.0))
+
+
 @pytest.mark.parametrize(
     "fresh",
     [jnp.zeros((3, 2), jnp.bfloat16), jnp.zeros((3, 2), bool), jnp.zeros((3, 1))],

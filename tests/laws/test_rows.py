@@ -186,3 +186,22 @@ def test_each_connection_alone_takes_its_input_to_its_output(inputs_per_mask):
     expected = np.einsum("knio,nsi,nso->kio", chosen, x, dy)
     np.testing.assert_array_equal(dkernel, expected)
     np.testing.assert_array_equal(dx, np.einsum("knio,io,nso->knsi", chosen, kernel, dy))
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_a_fresh_layer_that_is_called_twice_loses_other_connections(step_mode):
+    """Of kernel and bias; a held one loses the same."""
+    params = {"kernel": POWERS, "bias": jnp.full(OUTPUTS, BIAS)}
+    x_seq = jnp.broadcast_to(PRIMES[0], (1, 1, INPUTS))
+    x = x_seq if step_mode == "m" else x_seq[0]
+
+    def twice(layer, x):
+        return layer(x), layer(x)
+
+    for invariant in (False, True):
+        layer = layer_of(invariant, step_mode=step_mode)
+        run = nn.apply(twice, layer, mutable=["state"])
+        outputs, _ = run({"params": params}, x, rngs=RNGS)
+        first, second = (read(y.reshape(1, 1, OUTPUTS), x_seq) for y in outputs)
+        for one, other in zip(first, second, strict=True):
+            assert (one == other).all() == invariant
