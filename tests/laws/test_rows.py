@@ -127,6 +127,9 @@ def test_every_row_has_its_own_mask_and_gradients_meet_the_same(invariant, way):
     if invariant:
         assert (masks == masks[:1]).all(), "held over time"
         masks = masks[:1]
+    # No line comes twice: of an input or of the bias, at any step, of any example.
+    lines = masks.reshape(-1, OUTPUTS)
+    assert len(np.unique(lines, axis=0)) == len(lines)
     masks = masks.reshape(-1, (INPUTS + 1) * OUTPUTS)
     # Half of 280 bits differ, give or take six deviations, for any two rows.
     differ = (masks[:, None] != masks[None]).sum(-1)
