@@ -577,15 +577,18 @@ def test_zero_time_steps_give_an_empty_output():
 
 
 @pytest.mark.parametrize(
-    ("invariant", "deterministic", "inference"),
+    ("invariant", "deterministic", "inference", "most"),
     [
-        (False, False, "sample"),
-        (True, False, "sample"),
-        (False, True, "sample"),
-        (False, True, "analytic"),
+        (False, False, "sample", 24),
+        (True, False, "sample", 8),
+        (False, True, "sample", 10),
+        (False, True, "analytic", 16),
     ],
 )
-def test_temporary_memory_with_gradients_is_bounded(invariant, deterministic, inference):
+def test_temporary_memory_with_gradients_is_bounded(
+    invariant, deterministic, inference, most
+):
+    """Packed masks are 16 and 2 MiB, an array of the outputs' shape is 1 MiB."""
     width = 512
     layer = sd.DropConnectLinear(
         width, width, invariant=invariant, inference=inference, step_mode="m"
@@ -599,4 +602,4 @@ def test_temporary_memory_with_gradients_is_bounded(invariant, deterministic, in
 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     memory = gradient.lower(variables, x_seq, KEY).compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= 64 * 2**20
+    assert memory.temp_size_in_bytes <= most * 2**20

@@ -300,8 +300,24 @@ def test_counters_of_other_dropouts_go_on_from_call_to_call(x_seq):
             x_seq = jnp.ones_like(x_seq)
             return self.noisy(x_seq[0]), self.over_time(x_seq), self.over_time(x_seq)
 
-    first, second, third = Shared().apply({}, x_seq, rngs=RNGS)
-    runs = [first, *second, *third]
+    class InTurn(nn.Module):
+        """As many calls one after the other, with one key."""
+
+        def setup(self):
+            self.noisy = Noisy()
+
+        def __call__(self, x):
+            return [self.noisy(jnp.ones_like(x)) for _ in range(3)]
+
+    def by_hand(key):
+        return InTurn().apply({}, x_seq[0], rngs={"dropout": key})
+
+    first, *later = Shared().apply({}, x_seq, rngs=RNGS)
+    np.testing.assert_array_equal(first, by_hand(KEY)[0])
+    steps = [by_hand(jax.random.fold_in(KEY, t)) for t in range(len(x_seq))]
+    for call, y_seq in enumerate(later, 1):
+        np.testing.assert_array_equal(y_seq, jnp.stack([step[call] for step in steps]))
+    runs = [first, *later[0], *later[1]]
     assert all((a != b).any() for i, a in enumerate(runs) for b in runs[:i])
 
 
@@ -374,7 +390,9 @@ def test_what_is_sown_is_stacked_over_time(x_seq):
             return over_time(x_seq), over_time(-x_seq)
 
     _, updated = Twice().apply({}, x_seq, mutable=["intermediates"])
-    assert len(updated["intermediates"]["Probed_0"]["spikes"]) == 2
+    first, second = updated["intermediates"]["Probed_0"]["spikes"]
+    np.testing.assert_array_equal(first, spikes)
+    np.testing.assert_array_equal(second, sd.simulate(LIF(), {}, -4 * x_seq)[0])
 
 
 def test_what_is_sown_with_a_reduction_is_stacked_too(x_seq):
@@ -428,6 +446,26 @@ def test_modules_that_write_when_init_runs(x_seq, wrapper):
     chex.assert_trees_all_close(updated_scan, updated, atol=1e-6)
 
 
+def test_what_init_makes_is_that_of_the_first_step(x_seq):
+    """Also of neurons that start from their first input, and of the output."""
+
+    class Settled(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            v = self.variable("state", "v", lambda: 10 * x)
+            if not self.is_initializing():
+                v.value = v.value + x
+            return v.value
+
+    y_seq, variables = sd.MultiStep(Settled()).init_with_output(KEY, x_seq)
+    expected = Settled().init(KEY, x_seq[0])
+    chex.assert_trees_all_equal(variables, expected)
+    np.testing.assert_array_equal(y_seq, jnp.stack([10 * x_seq[0]] * len(x_seq)))
+    y_loop, _ = loop(Settled(), expected, x_seq)
+    for given in ({}, expected):
+        np.testing.assert_array_equal(sd.simulate(Settled(), given, x_seq)[0], y_loop)
+
+
 def test_arguments_of_any_number_and_kind_pass_through(x_seq):
     class Many(nn.Module):
         @nn.compact
@@ -459,20 +497,21 @@ def test_zero_time_steps_give_an_empty_output(step_mode):
 
 
 def test_no_retrace_on_the_second_batch(x_seq):
+    """The state that a simulation returns is no other kind of argument than the first."""
     traces = []
 
     @jax.jit
-    def run(params, x_seq, key):
+    def run(variables, x_seq, key):
         traces.append(None)
-        return sd.simulate(
-            Net(), {"params": params}, x_seq, train=True, rngs={"dropout": key}
-        )
+        rngs = {"dropout": key}
+        _, updated = sd.simulate(Net(), variables, x_seq, train=True, rngs=rngs)
+        return {**variables, "state": sd.reset_masks(updated["state"])}
 
-    params = Net().init(KEY, x_seq[0])["params"]
+    variables = Net().init(KEY, x_seq[0])
     for seed in range(3):
-        run(params, x_seq + seed, jax.random.key(seed))
+        variables = run(variables, x_seq + seed, jax.random.key(seed))
     assert len(traces) == 1
-    run(params, x_seq[:2], KEY)
+    run(variables, x_seq[:2], KEY)
     assert len(traces) == 2, "another number of steps is another program"
 
 

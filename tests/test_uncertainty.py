@@ -83,13 +83,42 @@ def test_it_is_what_a_loop_over_simulations_finds(variables, x_seq, samples, at_
     assert (found.mutual_information >= 0).all()
 
 
-def test_fields_and_modes_do_not_matter(x_seq):
-    """Layers whose field says inference drop too, in either mode and alone."""
-    single = nn.Sequential([sd.Dropout(0.5, deterministic=True), nn.Dense(3)])
-    params = single.init(KEY, x_seq[0])
-    assert (sd.monte_carlo(single, params, x_seq, rngs=RNGS, samples=4).variance > 0).any()
-    layer = sd.DropPath(0.5, deterministic=True)
-    assert (sd.monte_carlo(layer, {}, x_seq, rngs=RNGS, samples=9).variance > 0).any()
+def test_fields_do_not_matter(x_seq):
+    """Layers whose field says inference drop as those that are told to train."""
+    inference, training = (
+        nn.Sequential(
+            [
+                sd.Dropout(0.5, deterministic=deterministic),
+                sd.DropConnectLinear(6, 3, deterministic=deterministic),
+            ]
+        )
+        for deterministic in (True, False)
+    )
+    params = training.init(KEY, x_seq[0])
+
+    @jax.jit
+    def both(params):
+        return [
+            sd.monte_carlo(model, params, x_seq, rngs=RNGS, samples=3)
+            for model in (inference, training)
+        ]
+
+    found, expected = both(params)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (found.variance > 0).any()
+
+
+def test_a_parameter_may_be_called_as_a_mask_is(x_seq):
+    class Masked(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            mask = self.param("mask", nn.initializers.ones, x.shape[-1:])
+            return sd.Dropout(0.5, deterministic=True)(x * mask[None])
+
+    variables = Masked().init(KEY, x_seq[0])
+    found = sd.monte_carlo(Masked(), variables, x_seq, rngs=RNGS, samples=2)
+    assert (found.variance > 0).any()
 
 
 def test_what_drops_nothing_is_certain(x_seq):
@@ -136,12 +165,33 @@ def test_memory_does_not_grow_with_the_samples(variables):
     assert memory(800) < 1.1 * memory(16)
 
 
-def test_scores_are_those_of_the_caller(variables, x_seq):
-    last = sd.monte_carlo(
-        MODEL, variables, x_seq, rngs=RNGS, samples=3, scores=lambda y_seq: y_seq[-1]
-    )
-    mean = sd.monte_carlo(MODEL, variables, x_seq, rngs=RNGS, samples=3)
-    assert (jnp.abs(last.mean - mean.mean) > 1e-4).any()
+def test_scores_are_those_of_the_caller(x_seq):
+    """They see the outputs of all steps, and nothing else is made of them."""
+
+    def model(deterministic):
+        drop = sd.Dropout(0.5, deterministic=deterministic)
+        return nn.Sequential([nn.Dense(4), drop, nn.Dense(3)])
+
+    samples, variables = 3, model(True).init(KEY, x_seq[0])
+
+    def scores(y_seq):
+        return y_seq[-1] - 2 * y_seq[0]
+
+    @jax.jit
+    def both(x_seq):
+        def one(number):
+            rngs = {"dropout": jax.random.fold_in(KEY, number)}
+            y_seq, _ = sd.simulate(model(False), variables, x_seq, rngs=rngs)
+            return scores(y_seq)
+
+        given = {"rngs": RNGS, "samples": samples, "scores": scores}
+        found = sd.monte_carlo(model(True), variables, x_seq, **given)
+        return found, jax.vmap(one)(jnp.arange(samples))
+
+    found, each = both(x_seq)
+    assert (each.var(0) > 0).any()
+    np.testing.assert_allclose(found.mean, each.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.variance, each.var(0), rtol=1e-5, atol=1e-6)
 
 
 def test_bad_input_is_named(variables, x_seq):

@@ -147,7 +147,7 @@ def _vector_product(x: jax.Array, words: jax.Array, kernel: jax.Array) -> jax.Ar
         return padded.reshape(blocks, rows, -1)
 
     # As in a matrix product, sums are kept in float32 at least.
-    wide = _wide(kernel.dtype)
+    wide = wide_dtype(kernel.dtype)
     total = jnp.zeros((rows, kernel.shape[1]), wide)
     rowwise = split(x.T.astype(wide)), split(words), split(kernel.astype(wide))
     for inputs, mask, weights in zip(*rowwise, strict=True):
@@ -186,7 +186,7 @@ def backward_by_example(
             x, dy, words = inputs
             return total + _masked(words, x.T @ dy).astype(total.dtype), None
 
-        zero = jnp.zeros(kernel[rows].shape, _wide(kernel.dtype))
+        zero = jnp.zeros(kernel[rows].shape, wide_dtype(kernel.dtype))
         zero, _ = vary_alike(zero, x)
         total, _ = lax.scan(add, zero, (x[:, :, rows], dy, words[:, rows]))
         return total.astype(kernel.dtype)
@@ -198,19 +198,26 @@ def backward_by_example(
 
 def forward_fused(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     """One reduction over the whole batch, into which the compiler fuses unpacking."""
-    return _masked(words[:, None], x[..., None] * kernel[None, None]).sum(2, dtype=x.dtype)
+    # A reduction keeps its sum in the dtype of its terms, unlike a matrix product.
+    wide, out_dtype = wide_dtype(kernel.dtype), kernel.dtype
+    x, kernel = x.astype(wide), kernel.astype(wide)
+    y = _masked(words[:, None], x[..., None] * kernel[None, None]).sum(2)
+    return y.astype(out_dtype)
 
 
 def backward_fused(
     x: jax.Array, kernel: jax.Array, words: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Two reductions over the whole batch."""
-    dx = _masked(words[:, None], dy[:, :, None] * kernel[None, None]).sum(3, dtype=x.dtype)
+    wide, out_dtype = wide_dtype(kernel.dtype), kernel.dtype
+    x, kernel, dy = x.astype(wide), kernel.astype(wide), dy.astype(wide)
+    dx = _masked(words[:, None], dy[:, :, None] * kernel[None, None]).sum(3)
     outer = _masked(words[:, None], x[..., None] * dy[:, :, None])
-    return dx, outer.sum((0, 1), dtype=kernel.dtype)
+    return dx.astype(out_dtype), outer.sum((0, 1)).astype(out_dtype)
 
 
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
+def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype in which numbers of ``dtype`` are summed, float32 at least."""
     wide: jnp.dtype = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     return wide
 

@@ -22,7 +22,7 @@ from snn_dropout._simulation import (
 )
 from snn_dropout.functional._sharding import batch_sharding, draw_sharded, vary_alike
 from snn_dropout.functional.bits import draw_bits, packed_width
-from snn_dropout.functional.connections import masked_matmul
+from snn_dropout.functional.connections import masked_matmul, wide_dtype
 from snn_dropout.functional.expectation import (
     expected_activation,
     moments,
@@ -226,7 +226,10 @@ class DropConnectLinear(nn.Module):
             bias_mask = bias_mask.reshape(examples, -1, self.out_features)
             # In this order devices add up gradients of the bias, not of its copies.
             bias, bias_mask = vary_alike(bias, bias_mask)
-            y += jnp.where(bias_mask, bias, jnp.zeros((), bias.dtype))
+            # The gradient is a sum over all rows, in the dtype of what is added here.
+            wide = wide_dtype(bias.dtype)
+            kept = jnp.where(bias_mask, bias.astype(wide), jnp.zeros((), wide))
+            y = (y.astype(wide) + kept).astype(bias.dtype)
         return y.swapaxes(0, 1)
 
     def _masks(

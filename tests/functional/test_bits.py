@@ -10,6 +10,7 @@ from snn_dropout import functional
 from snn_dropout.functional._philox import counters, philox4x32
 from snn_dropout.functional._words import DIGITS, bernoulli_words, binary_digits
 from tests.depth import cases
+from tests.jaxprs import drawn_by
 
 KEY = jax.random.key(0)
 
@@ -122,8 +123,11 @@ def test_draw_bits_keeps_with_probability_1_minus_p(p):
 
 @pytest.mark.parametrize(("p", "bit"), [(0, True), (1, False), (0.0, True), (1.0, False)])
 def test_limits_of_p(p, bit):
+    """Nothing is drawn, so that no number of bits is too large for all to be alike."""
     words = functional.draw_bits(KEY, (3, 40), p)
-    assert (functional.unpack_bits(words, 40) == bit).all()
+    np.testing.assert_array_equal(words, np.full((3, 2), bit * (2**32 - 1), np.uint32))
+    program = jax.make_jaxpr(lambda key: functional.draw_bits(key, (3, 40), p))(KEY)
+    assert not drawn_by(program.jaxpr)
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])

@@ -2,6 +2,7 @@
 
 import builtins
 import functools
+import inspect
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -290,6 +291,25 @@ def test_parameters_may_be_arrays_with_a_gradient():
     np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(2)), expected, rtol=1e-6)
 
 
+def test_defaults_of_parameters_are_those_of_the_activations():
+    """A closed form without the parameters, against itself with what JAX takes then."""
+    mean, variance = jnp.array([-0.5, 0.4, 1.5]), jnp.array([0.3, 1.0, 2.0])
+    for activation, parameters in (
+        (nn.celu, {"alpha": 1.0}),
+        (nn.elu, {"alpha": 1.0}),
+        (nn.leaky_relu, {"negative_slope": 0.01}),
+    ):
+        signature = inspect.signature(activation)
+        assert {name: signature.parameters[name].default for name in parameters} == (
+            parameters
+        )
+        np.testing.assert_array_equal(
+            expected_activation(activation, mean, variance),
+            expected_activation(partial(activation, **parameters), mean, variance),
+        )
+    assert Threshold() == Threshold(0.0)
+
+
 def test_celu_of_a_negative_alpha_is_not_given_the_closed_form():
     celu = partial(nn.celu, alpha=-1.0)
     mean, variance = jnp.array([-1.0, 1.0]), jnp.full(2, 0.01)
@@ -386,9 +406,10 @@ def test_the_quadrature_does_not_hold_its_nodes():
     def loss(mean, variance):
         return expected_activation(lambda z: jnp.maximum(z, 0), mean, variance).sum()
 
-    for function in (loss, jax.grad(loss, (0, 1))):
+    # Some compilers keep what is unrolled, 16 pairs of nodes, and none keeps all 64.
+    for function, most in ((loss, 3), (jax.grad(loss, (0, 1)), 40)):
         compiled = jax.jit(function).lower(mean, mean).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes < 64 * mean.nbytes
+        assert compiled.memory_analysis().temp_size_in_bytes < most * mean.nbytes
 
 
 @cases("name, most", [("relu", 2), ("silu", 2), ("lambda sin", 6)], [("lambda sin", 6)])
@@ -688,7 +709,7 @@ def test_memory_of_sampling_does_not_grow_with_the_samples():
     for transform in (lambda loss: loss, lambda loss: jax.grad(loss, (0, 1))):
         few, many = temporary(1024, transform), temporary(4096, transform)
         assert many < 1.01 * few + 4096
-        assert many < 16 * 2**20
+        assert many < 6 * mean.nbytes
 
 
 def test_no_key_leaks_out_of_a_loop():
