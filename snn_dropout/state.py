@@ -6,6 +6,7 @@ Masks live in the collection ``"state"``, beside the neurons' membranes:
 leaf            dtype and shape                                       of
 =============== ===================================================== =============
 ``mask``        bool, one step's input with the shared axes 1         the dropouts
+``mask_p``      float32 ``[N, 1, ...]``, the ``p`` it was drawn with  the dropouts
 ``kernel_mask`` uint32, one bit a connection, ``[N, ...]``            DropConnect
 ``bias_mask``   bool ``[N, O]``                                       DropConnect
 =============== ===================================================== =============
@@ -15,16 +16,17 @@ leaf            dtype and shape                                       of
    ``init`` returns can be the start of every simulation.
 2. The first training call draws the mask and stores it; later calls read it.
    It is never written again.
-3. A new simulation starts from the first state, or from :func:`reset_masks`
-   where neurons run on, with a new key; single examples with
-   :func:`reset_rows`.
+3. A new simulation starts from the first state, or from ``reset_masks`` where
+   neurons run on, with a new key; single examples with ``reset_rows``.
 4. A hand-written ``lax.scan`` starts from :func:`init_state`, which draws every
    missing mask and leaves every leaf that exists alone.
 5. Inference is the identity, needs no stream and touches no state.
 6. A call that is the whole simulation (mode ``'m'``, ``MultiStep``,
    ``simulate``) runs on a state of its own where the state is not mutable; in
    mode ``'s'`` that would be a new mask at every step, and raises.
-7. A stored mask that does not fit the input raises.
+7. A stored mask that does not fit the input raises. A simulation keeps the masks
+   and the probability that it started with: another ``p`` counts from the next
+   simulation on, but for 0, which drops nothing and reads nothing.
 8. A mask belongs to (key, module path, shape of one step), so every way of
    running a simulation gives the same masks.
 9. A mask is never born inside a raw JAX transform within a module: that raises
@@ -38,14 +40,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax import errors, traverse_util
 from flax.core import DenyList, Scope, apply, tracers
 from flax.core.scope import CollectionFilter, LazyRng
 
-from snn_dropout import _checks
+from snn_dropout import _checks, _state_checks
 
-MASK_NAMES = ("mask", "kernel_mask", "bias_mask")
+MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")
 
 State = dict[str, Any]
 Leaves = dict[tuple[Any, ...], Any]
@@ -80,7 +81,7 @@ def init_state(
       >>> rngs = {'dropout': jax.random.key(1)}
       >>> state = sd.init_state(model, variables, x_seq[0], rngs=rngs)
       >>> jax.tree.map(jnp.shape, state)
-      {'layers_1': {'mask': (2, 3)}}
+      {'layers_1': {'mask': (2, 3), 'mask_p': (2, 1)}}
       >>> def step(state, x):
       ...   y, updated = model.apply(
       ...     {'params': variables['params'], 'state': state}, x,
@@ -167,75 +168,6 @@ def written_ahead(initializing: bool, has_params: bool) -> CollectionFilter:
     return True if initializing and has_params else DenyList("params")
 
 
-def reset_masks(state: Mapping[str, Any]) -> State:
-    """Drops the masks of a state: the next training call draws new ones.
-
-    Membranes and all other leaves stay, as SpikingJelly's ``reset`` would not
-    leave them: to restart the neurons too, start from the first state.
-
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> import snn_dropout as sd
-      >>> state = {'lif': {'v': jnp.zeros(2)}, 'drop': {'mask': jnp.ones(2, bool)}}
-      >>> sd.reset_masks(state)
-      {'lif': {'v': Array([0., 0.], dtype=float32)}}
-
-    Args:
-      state: the collection ``"state"``; it is not changed.
-
-    Returns:
-      The state without the leaves ``mask``, ``kernel_mask`` and ``bias_mask``.
-
-    Raises:
-      TypeError: the state is no collection.
-    """
-    _checks.check_state(state)
-    leaves = to_leaves(state).items()
-    return from_leaves({path: leaf for path, leaf in leaves if path[-1] not in MASK_NAMES})
-
-
-def reset_rows(done: jax.Array, state: Any, fresh: Any) -> Any:
-    """Restarts single examples: row ``n`` is ``fresh`` where ``done[n]``.
-
-    ``new[n] = fresh[n] if done[n] else state[n]``, for every leaf
-
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> import snn_dropout as sd
-      >>> state, fresh = {'v': jnp.array([5., 7.])}, {'v': jnp.zeros(2)}
-      >>> sd.reset_rows(jnp.array([True, False]), state, fresh)
-      {'v': Array([0., 7.], dtype=float32)}
-
-    Args:
-      done: bool ``[N]``, the examples to restart.
-      state: the running state; every leaf is ``[N, ...]``.
-      fresh: a state of the same structure, from :func:`init_state` with a new key.
-
-    Returns:
-      A state of the same structure.
-
-    Raises:
-      ValueError: the structures, shapes or dtypes differ, or a leaf has no
-        batch axis of the length of ``done``.
-    """
-    _checks.check_rows(done)
-    ours: Any = jax.tree.structure(state)
-    theirs: Any = jax.tree.structure(fresh)
-    if ours != theirs:
-        raise ValueError(
-            f"`state` and `fresh` must have the same structure, but have {ours} and "
-            f"{theirs}; make both with `init_state`, which draws every mask."
-        )
-
-    def choose(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-        _checks.check_row_leaf(jax.tree_util.keystr(path), old, new, done.shape[0])
-        return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree_util.tree_map_with_path(choose, state, fresh)
-
-
 def held(
     module: Any,
     name: str,
@@ -269,8 +201,10 @@ def held(
     where = path_of(module, name)
     if module.has_variable(collection, name):
         stored: jax.Array = module.get_variable(collection, name)
-        _checks.check_stored_mask(where, stored, shape, dtype)
+        _state_checks.check_stored_mask(where, stored, shape, dtype)
         return stored
+    if module.has_variable(collection, f"{name}_p"):
+        _state_checks.refuse_lone_rate(path_of(module, f"{name}_p"), name)
 
     kept = module.is_mutable_collection(collection)
     if not kept and not whole_simulation:
@@ -291,6 +225,37 @@ def held(
     if kept:
         module.put_variable(collection, name, mask)
     return mask
+
+
+def held_rate(
+    module: Any, mask: jax.Array, fill: Callable[[], jax.Array], *, drawn: bool
+) -> jax.Array | None:
+    """Finds the probability that a mask was drawn with, or stores it: rule 7.
+
+    Args:
+      module: a bound layer with ``state_collection``.
+      mask: its mask, from :func:`held`.
+      fill: makes the leaf ``mask_p`` of the ``p`` of the layer.
+      drawn: whether this call drew the mask.
+
+    Returns:
+      The stored probability, ``[N, 1, ...]``; None where it is that of the layer, for
+      this call drew the mask, or somebody put it there alone.
+
+    Raises:
+      ValueError: the stored probability does not fit the mask.
+    """
+    collection = module.state_collection
+    if drawn:
+        if module.is_mutable_collection(collection):
+            module.put_variable(collection, "mask_p", fill())
+        return None
+    if not module.has_variable(collection, "mask_p"):
+        return None
+    stored: jax.Array = module.get_variable(collection, "mask_p")
+    shape = mask.shape[:1] + (1,) * (mask.ndim - 1)
+    _state_checks.check_stored_rate(path_of(module, "mask_p"), stored, shape)
+    return stored
 
 
 def fresh_key(module: Any, purpose: str) -> jax.Array:

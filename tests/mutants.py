@@ -65,13 +65,13 @@ MUTANTS = [
     Mutant(
         "a stored mask of another batch is taken",
         "state.py",
-        "        _checks.check_stored_mask(where, stored, shape, dtype)\n",
+        "        _state_checks.check_stored_mask(where, stored, shape, dtype)\n",
         "",
         "test_state.py::test_a_mask_of_another_batch_raises",
     ),
     Mutant(
         "a stored mask of another dtype is taken",
-        "_checks.py",
+        "_state_checks.py",
         "if tuple(stored.shape) != tuple(shape) or stored.dtype != dtype:",
         "if tuple(stored.shape) != tuple(shape):",
         "test_dropconnect.py::test_missing_streams_and_stored_masks_of_another_size_raise",
@@ -134,6 +134,20 @@ MUTANTS = [
         "    if not (module.has_rng(stream) or module.has_rng('params')):",
         "test_checks.py::test_a_missing_stream_names_the_stream",
     ),
+    Mutant(
+        "a stored mask has the scale of the layer that reads it",
+        "layers/dropout.py",
+        "        if mask_p is None:",
+        "        if True:",
+        "test_another_p.py::test_a_mask_keeps_the_scale_it_was_drawn_with",
+    ),
+    Mutant(
+        "the scale of a stored mask is rounded otherwise",
+        "functional/masks.py",
+        "jnp.where(mask_p == np.float32(p), _scale(p, wide), own)",
+        "own",
+        "test_another_p.py::test_reading_a_mask_rounds_as_drawing_it_does",
+    ),
     # The state of a simulation.
     Mutant(
         "the first state has moved by the step ahead",
@@ -160,20 +174,20 @@ MUTANTS = [
     Mutant(
         "one of two masks is not reset",
         "state.py",
-        'MASK_NAMES = ("mask", "kernel_mask", "bias_mask")',
-        'MASK_NAMES = ("mask", "kernel_mask")',
+        'MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")',
+        'MASK_NAMES = ("mask", "mask_p", "kernel_mask")',
         "test_state.py::test_reset_masks_drops_every_kind_of_mask",
     ),
     Mutant(
         "resetting masks resets membranes too",
-        "state.py",
+        "reset.py",
         "leaf for path, leaf in leaves if path[-1] not in MASK_NAMES}",
         "leaf for path, leaf in leaves if False}",
         "test_state.py::test_reset_masks_drops_the_masks_and_keeps_the_membranes",
     ),
     Mutant(
         "the rows that are not done are restarted",
-        "state.py",
+        "reset.py",
         ", new, old)",
         ", old, new)",
         "test_state.py::test_reset_rows_restarts_single_examples_inside_a_scan",
