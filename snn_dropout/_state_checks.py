@@ -78,3 +78,116 @@ def check_row_leaf(where: str, old: Any, new: Any, rows: int) -> None:
             f"{tuple(old.shape)} where `done` has {rows} elements; pass `done` for the "
             f"whole batch, and leave leaves without a batch axis out of `state`."
         )
+
+
+def refuse_unkept(
+    where: str, shape: Sequence[int], collection: str, lifted: str | None
+) -> None:
+    """Raises where a single step can not keep its mask."""
+    rule = (
+        f"The collection '{collection}' must be mutable or hold a mask at {where}: a "
+        f"single step that can not keep its mask, of shape {tuple(shape)}, would draw "
+        f"another one at every step."
+    )
+    remedy = lifted or (
+        f"If `x` holds all steps, [T, N, ...], use `step_mode='m'`. For one step, call "
+        f"`apply(..., mutable=['{collection}'])` and pass the returned state on, or start "
+        f"from `init_state(...)`; for inference, `deterministic=True`."
+    )
+    raise RuntimeError(f"{rule} {remedy}")
+
+
+def refuse_redrawn(where: str, lifted: str | None) -> None:
+    """Raises where a lifted scan over time would draw a mask at each step."""
+    raise RuntimeError(
+        f"The mask {where} must be drawn once for all steps, but the transform around the "
+        f"layer would draw or keep another one at every step. {lifted}"
+    )
+
+
+def missing_stream(purpose: str, stream: str, lifted: str | None) -> str:
+    """Returns the error about a stream that a layer does not find."""
+    reason = "`rngs` has none of that name;"
+    if lifted:
+        reason = "the transform around the layer does not hand it on."
+    remedy = lifted or f"call `apply(..., rngs={{'{stream}': key}})`."
+    return f"Drawing {purpose} needs the stream '{stream}', but {reason} {remedy}"
+
+
+def lifted_remedy(
+    transforms: Sequence[str],
+    sliced: bool | None,
+    collection: str | None,
+    stream: str,
+    *,
+    neurons: bool,
+) -> str | None:
+    """Returns what to type where lifted transforms are around a layer.
+
+    Args:
+      transforms: their names, as Flax has them.
+      sliced: whether the innermost scan goes through parameters; None if unknown.
+      collection: that of the masks, or None for what is random anew at each call.
+      stream: the RNG stream.
+      neurons: whether the collection holds what changes at each step.
+
+    Returns:
+      None where no such transform is known.
+    """
+    remedies = []
+    if "scan" in transforms:
+        if not sliced:
+            remedies.append(_over_time(collection, stream, neurons))
+        if sliced is not False:
+            remedies.append(_over_layers(collection, stream))
+    if "while_loop" in transforms and collection:
+        remedies.append(
+            f"`nn.while_loop` can not draw a mask: call the layer once before it, and give "
+            f"it `broadcast_variables=('params', '{collection}')`."
+        )
+    if "vmap" in transforms:
+        axes = f"`'{collection}': 0` to its `variable_axes` and " if collection else ""
+        remedies.append(f"For `nn.vmap`, add {axes}`'{stream}': True` to its `split_rngs`.")
+    if "map_variables" in transforms and collection:
+        remedies.append(
+            f"`nn.WeightNorm` (`nn.map_variables`) hands '{collection}' on to be read "
+            f"only: put it around the weights alone, `nn.WeightNorm(nn.Dense(...))`, and "
+            f"call dropout outside of it; a layer that has both takes whole sequences, "
+            f"`step_mode='m'`."
+        )
+    if not remedies:
+        return None
+    if collection:
+        mutable = (
+            [collection, "masks"] if neurons and "scan" in transforms else [collection]
+        )
+        remedies.append(f"Then call `y, updated = model.apply(..., mutable={mutable})`.")
+    return " ".join(remedies)
+
+
+def _over_time(collection: str | None, stream: str, neurons: bool) -> str:
+    if collection is None:
+        return (
+            f"Over time, give `nn.scan` or `nn.RNN` "
+            f"`split_rngs={{'params': False, '{stream}': True}}`."
+        )
+    rngs = f"split_rngs={{'params': False, '{stream}': False}}"
+    if not neurons:
+        return (
+            f"Over time, give `nn.scan` or `nn.RNN` "
+            f"`variable_broadcast=('params', '{collection}'), {rngs}`."
+        )
+    return (
+        f"Over time, neurons carry '{collection}' and masks are only read: give the layer "
+        f"a collection of its own, `state_collection='masks'`, and `nn.scan` or `nn.RNN` "
+        f"`variable_broadcast=('params', 'masks'), variable_carry='{collection}', {rngs}`; "
+        f"or let `MultiStep` run the steps."
+    )
+
+
+def _over_layers(collection: str | None, stream: str) -> str:
+    axes = f"variable_axes={{'params': 0, '{collection}': 0}}, " if collection else ""
+    return (
+        f"Over layers, which have parameters of their own, give `nn.scan` "
+        f"`{axes}split_rngs={{'params': True, '{stream}': True}}`."
+    )

@@ -23,7 +23,9 @@ leaf            dtype and shape                                       of
 5. Inference is the identity, needs no stream and touches no state.
 6. A call that is the whole simulation (mode ``'m'``, ``MultiStep``,
    ``simulate``) runs on a state of its own where the state is not mutable; in
-   mode ``'s'`` that would be a new mask at every step, and raises.
+   mode ``'s'`` that would be a new mask at every step, and raises. So it does in
+   ``nn.scan`` and ``nn.RNN`` over time, unless they broadcast the state under one
+   key (behind ``nn.remat`` or ``nn.jit`` inside of them it can not be seen).
 7. A stored mask that does not fit the input raises. A simulation keeps the masks
    and the probability that it started with: another ``p`` counts from the next
    simulation on, but for 0, which drops nothing and reads nothing.
@@ -39,12 +41,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-from flax import errors, traverse_util
-from flax.core import DenyList, Scope, apply, tracers
-from flax.core.scope import CollectionFilter, LazyRng
+from flax import traverse_util
+from flax.core import DenyList, apply
+from flax.core.scope import CollectionFilter
 
-from snn_dropout import _checks, _state_checks
+from snn_dropout import _checks
 
 MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")
 
@@ -146,15 +147,15 @@ def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
     start = step(given, initializing=True) | given
     ahead = step(start, initializing=False)
     for path, leaf in start.items():
-        _checks.check_carried(_name(path), leaf, ahead.get(path, leaf))
+        _checks.check_carried(path_name(path), leaf, ahead.get(path, leaf))
     # What this step changed has already moved: only what it drew is kept.
     drawn = {path: leaf for path, leaf in ahead.items() if path not in start}
     late = [path for path in drawn if path[-1] not in MASK_NAMES]
     if late:
         raise ValueError(
             f"Every leaf of a carried collection must be made by `init`, but "
-            f"{_name(late[0])} appeared only in a later call, so its first value is not "
-            f"known; create it while `self.is_initializing()` too."
+            f"{path_name(late[0])} appeared only in a later call, so its first value is "
+            f"not known; create it while `self.is_initializing()` too."
         )
     return start | drawn
 
@@ -166,130 +167,6 @@ def written_ahead(initializing: bool, has_params: bool) -> CollectionFilter:
     there are no parameters at all, Flax's own error about them is the clearest.
     """
     return True if initializing and has_params else DenyList("params")
-
-
-def held(
-    module: Any,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: Any,
-    draw: Callable[[jax.Array], jax.Array],
-    *,
-    whole_simulation: bool,
-) -> jax.Array:
-    """Finds the mask of a layer, or draws and stores it: rules 2, 6, 7 and 9.
-
-    Args:
-      module: a bound layer with ``rng_collection`` and ``state_collection``.
-      name: the name of the leaf.
-      shape: the shape that fits the input.
-      dtype: the dtype of the leaf.
-      draw: makes the mask from a key.
-      whole_simulation: the call covers all time steps, so that the mask need
-        not outlive it.
-
-    Returns:
-      The mask.
-
-    Raises:
-      ValueError: the stored mask does not fit.
-      RuntimeError: the mask can not be kept where it would have to be, or would
-        leak out of a raw JAX transform.
-      flax.errors.InvalidRngError: the stream is missing.
-    """
-    collection = module.state_collection
-    where = path_of(module, name)
-    if module.has_variable(collection, name):
-        stored: jax.Array = module.get_variable(collection, name)
-        _state_checks.check_stored_mask(where, stored, shape, dtype)
-        return stored
-    if module.has_variable(collection, f"{name}_p"):
-        _state_checks.refuse_lone_rate(path_of(module, f"{name}_p"), name)
-
-    kept = module.is_mutable_collection(collection)
-    if not kept and not whole_simulation:
-        raise RuntimeError(
-            f"The collection '{collection}' must be mutable or hold a mask at {where}: a "
-            f"single step that can not keep its mask would draw another one at every "
-            f"step. Call `apply(..., mutable=['{collection}'])` and pass the returned "
-            f"state on, or start from `init_state(...)`; for inference, "
-            f"`deterministic=True`."
-        )
-    if kept:
-        check_trace(module.scope, f"The mask {where}")
-    _check_stream(module, f"the mask {where}")
-    # The key has the leaf's name in it and no counter: a mask does not depend on what
-    # else was drawn, nor on how often a transform traced the layer.
-    lazy_key = LazyRng.create(module.scope.rngs[module.rng_collection], name)
-    mask = draw(lazy_key.as_jax_rng())
-    if kept:
-        module.put_variable(collection, name, mask)
-    return mask
-
-
-def held_rate(
-    module: Any, mask: jax.Array, fill: Callable[[], jax.Array], *, drawn: bool
-) -> jax.Array | None:
-    """Finds the probability that a mask was drawn with, or stores it: rule 7.
-
-    Args:
-      module: a bound layer with ``state_collection``.
-      mask: its mask, from :func:`held`.
-      fill: makes the leaf ``mask_p`` of the ``p`` of the layer.
-      drawn: whether this call drew the mask.
-
-    Returns:
-      The stored probability, ``[N, 1, ...]``; None where it is that of the layer, for
-      this call drew the mask, or somebody put it there alone.
-
-    Raises:
-      ValueError: the stored probability does not fit the mask.
-    """
-    collection = module.state_collection
-    if drawn:
-        if module.is_mutable_collection(collection):
-            module.put_variable(collection, "mask_p", fill())
-        return None
-    if not module.has_variable(collection, "mask_p"):
-        return None
-    stored: jax.Array = module.get_variable(collection, "mask_p")
-    shape = mask.shape[:1] + (1,) * (mask.ndim - 1)
-    _state_checks.check_stored_rate(path_of(module, "mask_p"), stored, shape)
-    return stored
-
-
-def fresh_key(module: Any, purpose: str) -> jax.Array:
-    """Takes a new key from the stream of a layer at each call.
-
-    Args:
-      module: a bound layer with ``rng_collection``.
-      purpose: what the key is for, in words.
-
-    Returns:
-      The key.
-
-    Raises:
-      flax.errors.InvalidRngError: the stream is missing.
-    """
-    _check_stream(module, purpose)
-    key: jax.Array = module.make_rng(module.rng_collection)
-    return key
-
-
-def check_trace(scope: Scope, what: str) -> None:
-    """Raises inside a raw JAX transform within a module: what is written would leak."""
-    if scope.root.trace_level != tracers.current_trace():
-        raise RuntimeError(
-            f"{what} must not be written inside a raw JAX transform within a module "
-            f"(`jax.lax.scan`, `jax.vmap`, `jax.jit`, ...): it would leak out of it as a "
-            f"tracer. Use the lifted transform (`nn.scan`, `nn.vmap`, `nn.jit`) or "
-            f"`MultiStep`, or make the state first with `init_state(...)`."
-        )
-
-
-def path_of(module: Any, *names: str) -> str:
-    """Returns where a layer keeps its state, in words."""
-    return _name((module.state_collection, *module.path, *names))
 
 
 def to_leaves(collection: Mapping[str, Any]) -> Leaves:
@@ -304,16 +181,7 @@ def from_leaves(leaves: Leaves) -> State:
     return state
 
 
-def _check_stream(module: Any, purpose: str) -> None:
-    # Flax would fall back to the stream of the parameters.
-    stream = module.rng_collection
-    if not module.has_rng(stream):
-        raise errors.InvalidRngError(
-            f"Drawing {purpose} needs the stream '{stream}', but `rngs` has none of that "
-            f"name; call `apply(..., rngs={{'{stream}': key}})`."
-        )
-
-
-def _name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
+    """Returns the path of a leaf in words."""
     # The number of a scope, in front of a path, says nothing to a reader.
     return "/".join(part for part in path if isinstance(part, str))

@@ -47,14 +47,14 @@ MUTANTS = [
     # Masks: who creates, holds and reads them.
     Mutant(
         "a mask is drawn again at every step",
-        "state.py",
+        "_held.py",
         "        module.put_variable(collection, name, mask)",
         "        pass",
         "test_state.py::test_the_first_training_call_draws_and_later_calls_read",
     ),
     Mutant(
         "a mask is rewritten in the loop",
-        "state.py",
+        "_held.py",
         "        return stored\n",
         "        if module.is_mutable_collection(collection):\n"
         "            module.put_variable(collection, name, stored & stored)\n"
@@ -64,7 +64,7 @@ MUTANTS = [
     ),
     Mutant(
         "a stored mask of another batch is taken",
-        "state.py",
+        "_held.py",
         "        _state_checks.check_stored_mask(where, stored, shape, dtype)\n",
         "",
         "test_state.py::test_a_mask_of_another_batch_raises",
@@ -78,21 +78,21 @@ MUTANTS = [
     ),
     Mutant(
         "kernel and bias masks come from one key",
-        "state.py",
+        "_held.py",
         "LazyRng.create(module.scope.rngs[module.rng_collection], name)",
         "LazyRng.create(module.scope.rngs[module.rng_collection], 'mask')",
         "test_dropconnect.py::test_kernel_and_bias_masks_come_from_different_keys",
     ),
     Mutant(
         "all layers have one mask",
-        "state.py",
+        "_held.py",
         "LazyRng.create(module.scope.rngs[module.rng_collection], name)",
         "LazyRng.create(module.scope.root.rngs[module.rng_collection], name)",
         "laws/test_laws.py::test_another_mask_for_another_layer",
     ),
     Mutant(
         "a mask depends on what else was drawn",
-        "state.py",
+        "_held.py",
         "    mask = draw(lazy_key.as_jax_rng())",
         "    mask = draw(module.make_rng(module.rng_collection))",
         "test_state.py::test_masks_inside_nn_scan_over_layers_do_not_depend_on_how_time_is_"
@@ -101,35 +101,35 @@ MUTANTS = [
     ),
     Mutant(
         "single steps draw masks that they can not keep",
-        "state.py",
+        "_held.py",
         "    if not kept and not whole_simulation:",
         "    if False:",
         "test_state.py::test_a_single_step_that_can_not_keep_its_mask_raises",
     ),
     Mutant(
         "whole simulations need a mutable state",
-        "state.py",
+        "_held.py",
         "    if not kept and not whole_simulation:",
         "    if not kept:",
         "test_state.py::test_whole_simulations_run_without_a_mutable_state",
     ),
     Mutant(
         "masks leak out of raw transforms",
-        "state.py",
+        "_held.py",
         "    if scope.root.trace_level != tracers.current_trace():",
         "    if False:",
         "test_state.py::test_a_mask_born_inside_a_raw_transform_raises",
     ),
     Mutant(
         "the guard against leaks looks at the layer's own trace",
-        "state.py",
+        "_held.py",
         "    if scope.root.trace_level != tracers.current_trace():",
         "    if scope.trace_level != tracers.current_trace():",
         "test_state.py::test_a_mask_born_inside_a_raw_transform_raises",
     ),
     Mutant(
         "a missing stream falls back to that of the parameters",
-        "state.py",
+        "_held.py",
         "    if not module.has_rng(stream):",
         "    if not (module.has_rng(stream) or module.has_rng('params')):",
         "test_checks.py::test_a_missing_stream_names_the_stream",
@@ -147,6 +147,41 @@ MUTANTS = [
         "jnp.where(mask_p == np.float32(p), _scale(p, wide), own)",
         "own",
         "test_another_p.py::test_reading_a_mask_rounds_as_drawing_it_does",
+    ),
+    Mutant(
+        "a scan over time draws a mask a step",
+        "_held.py",
+        'if (around[0] == "scan" and varies(key)) or drawn(scope, name):',
+        "if False:",
+        "test_lifted.py::test_a_mask_per_step_is_refused_with_a_vmap_in_between_and_around",
+    ),
+    Mutant(
+        "a scan over time keeps a mask a step, drawn from one key",
+        "_held.py",
+        'if (around[0] == "scan" and varies(key)) or drawn(scope, name):',
+        "if varies(key):",
+        "test_lifted.py::test_every_half_measure_leads_on",
+    ),
+    Mutant(
+        "a scan over layers is taken for one over time",
+        "_surroundings.py",
+        "    return any(map(varies, leaves)) if leaves else None",
+        "    return False",
+        "laws/test_transforms.py::test_nn_scan_over_layers_draws_a_mask_a_layer",
+    ),
+    Mutant(
+        "what a transform traces twice is taken for a mask a step",
+        "_surroundings.py",
+        "            _counters(scope)[_DRAWN, name, shape] = 0",
+        "            pass",
+        "test_lifted.py::test_a_recurrent_network_in_both_branches_of_nn_cond",
+    ),
+    Mutant(
+        "what is lifted around a simulation forbids its masks",
+        "_scopes.py",
+        "debug_path=inside(SIMULATION, scope.debug_path)",
+        "debug_path=scope.debug_path",
+        "test_lifted.py::test_whole_simulations_inside_of_a_scan_have_masks_of_their_own",
     ),
     # The state of a simulation.
     Mutant(
@@ -393,17 +428,16 @@ MUTANTS = [
     Mutant(
         "scaling comes before selecting",
         "functional/masks.py",
-        "    return (kept.astype(wide) * np.asarray(1.0 / (1.0 - p), wide))"
-        ".astype(out_dtype)",
-        "    scaled = x.astype(wide) * np.asarray(1.0 / (1.0 - p), wide)\n"
+        "    return (kept.astype(wide) * _scale(p, wide)).astype(out_dtype)",
+        "    scaled = x.astype(wide) * _scale(p, wide)\n"
         "    return jnp.where(mask, scaled, jnp.zeros((), wide)).astype(out_dtype)",
         "laws/test_laws.py::test_dropped_nan_and_infinity_give_zero_and_zero_gradient",
     ),
     Mutant(
         "what is kept is scaled by 1 / p",
         "functional/masks.py",
-        "np.asarray(1.0 / (1.0 - p), wide)",
-        "np.asarray(1.0 / p, wide)",
+        "np.asarray(1.0 / (1.0 - p) if p < 1 else 0.0, dtype)",
+        "np.asarray(1.0 / p, dtype)",
         "laws/test_laws.py::test_values_are_exactly_zero_or_x_over_1_minus_p",
     ),
     Mutant(

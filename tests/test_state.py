@@ -430,12 +430,17 @@ def test_masks_inside_nn_scan_over_layers_do_not_depend_on_how_time_is_run(x_seq
         class Cell(nn.Module):
             @nn.compact
             def __call__(self, x, _):
+                x = x * self.param("gain", nn.initializers.ones, ())
                 return layer(name="drop")(x), None
 
         stack = nn.scan(
-            Cell, variable_axes={"state": 0}, split_rngs={"dropout": True}, length=3
+            Cell,
+            variable_axes={"params": 0, "state": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=3,
         )
-        _, updated = stack().apply({}, x, None, rngs=RNGS, mutable=["state"])
+        params = {"params": {"gain": jnp.ones(3)}}
+        _, updated = stack().apply(params, x, None, rngs=RNGS, mutable=["state"])
         return updated["state"]["drop"]["mask"]
 
     def layer(step_mode):

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from snn_dropout import _checks
+from snn_dropout._held import held, held_rate
 from snn_dropout.functional.masks import (
     apply_mask,
     apply_stored_mask,
     draw_mask_like,
     fill_like,
 )
-from snn_dropout.state import held, held_rate
 
 
 class _HeldDropout(nn.Module, abc.ABC):
