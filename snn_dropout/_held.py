@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import errors
 from flax.core import Scope, tracers
 from flax.core.scope import LazyRng
@@ -13,6 +14,8 @@ from snn_dropout._surroundings import (
     drawn,
     note_draw,
     note_find,
+    sequences,
+    single_steps,
     slices_parameters,
     transforms_around,
     varies,
@@ -107,6 +110,42 @@ def held_rate(
     shape = mask.shape[:1] + (1,) * (mask.ndim - 1)
     _state_checks.check_stored_rate(path_of(module, "mask_p"), stored, shape)
     return stored
+
+
+def check_single_step(module: Any, shape: tuple[int, ...]) -> None:
+    """Raises if what a layer takes for one step seems to be a whole sequence.
+
+    Args:
+      module: a bound layer in mode ``'s'`` that draws a mask.
+      shape: the shape of its input.
+
+    Raises:
+      ValueError: something else in the model ran over all steps of that shape.
+    """
+    where = path_of(module)
+    single_steps(module.scope)[shape] = where
+    for (steps, examples), whole in sequences(module.scope).items():
+        _state_checks.check_one_step(where, shape, steps, examples, whole)
+
+
+def note_sequence(module: Any, x_seq: Any) -> None:
+    """Notes that a module runs over all steps, for layers in mode ``'s'`` beside it.
+
+    Args:
+      module: a bound module.
+      x_seq: its input, a pytree of arrays ``[T, N, ...]``.
+
+    Raises:
+      ValueError: such a layer took a whole sequence for one step before.
+    """
+    whole = "/".join((*module.path, type(module).__name__))
+    for leaf in jax.tree.leaves(x_seq):
+        if jnp.ndim(leaf) < 2:
+            continue
+        steps, examples = jnp.shape(leaf)[:2]
+        sequences(module.scope)[steps, examples] = whole
+        for shape, where in single_steps(module.scope).items():
+            _state_checks.check_one_step(where, shape, steps, examples, whole)
 
 
 def fresh_key(module: Any, purpose: str) -> jax.Array:

@@ -97,6 +97,34 @@ def refuse_unkept(
     raise RuntimeError(f"{rule} {remedy}")
 
 
+def check_one_step(
+    where: str, shape: Sequence[int], steps: Any, examples: Any, whole: str
+) -> None:
+    """Raises if an input is one step by its layer and all steps by another module.
+
+    Args:
+      where: the layer in mode ``'s'``.
+      shape: the shape of its input.
+      steps: the number of steps that the other module runs over, ``T``.
+      examples: its number of examples, ``N``.
+      whole: the other module.
+    """
+    if not all(isinstance(n, int) for n in (*shape, steps, examples)) or steps < 2:
+        return  # unknown until a program is exported, or no sequence
+    flat = tuple(shape[:1]) == (steps * examples,)
+    if not flat and (len(shape) < 3 or tuple(shape[:2]) != (steps, examples)):
+        return
+    found = "T * N examples" if flat else "[T, N, ...]"
+    remedy = "reshape it to [T, N, ...] and use" if flat else "use"
+    raise ValueError(
+        f"A layer in mode 's' takes one step, [N, ...], but the one at {where} got shape "
+        f"{tuple(shape)} where {whole} runs over T = {steps} steps of N = {examples} "
+        f"examples. It seems to hold all steps, {found}, and each would have a mask of its "
+        f"own: {remedy} `step_mode='m'`. If it is one step all the same, use "
+        f"`step_mode='m'` on `x[None]`, and take `[0]` of the result."
+    )
+
+
 def refuse_redrawn(where: str, lifted: str | None) -> None:
     """Raises where a lifted scan over time would draw a mask at each step."""
     raise RuntimeError(

@@ -7,8 +7,9 @@ Flax documents none of what is read here, so all of it is in this file:
   where they are the same for all, as they were outside;
 * a tracer knows its trace, and one of ``vmap`` the value that it maps over;
 * ``Scope.rng_counters`` is one dict for a layer in all of one ``apply``, whatever
-  transforms it is called through, and however often they trace it; its root is
-  another scope in each trace.
+  transforms it is called through, and however often they trace it;
+* its root is another scope in each trace, and the same for all modules in one: notes
+  on it are shared by the layers of a model that are called together.
 """
 
 import re
@@ -22,6 +23,8 @@ from jax.extend import core
 SIMULATION = "simulation"
 
 _DRAWN = "snn_dropout drew"
+_SEQUENCES = "snn_dropout sequences"
+_STEPS = "snn_dropout steps"
 
 
 def transforms_around(scope: Scope) -> tuple[str, ...]:
@@ -90,6 +93,18 @@ def drawn(scope: Scope, name: str) -> list[tuple[int, ...]]:
         for key, count in _counters(scope).items()
         if isinstance(key, tuple) and key[:2] == (_DRAWN, name) and count
     ]
+
+
+def sequences(scope: Scope) -> dict[tuple[int, int], str]:
+    """Returns who ran over whole sequences beside a scope, by their ``(T, N)``."""
+    found: dict[tuple[int, int], str] = vars(scope.root).setdefault(_SEQUENCES, {})
+    return found
+
+
+def single_steps(scope: Scope) -> dict[tuple[int, ...], str]:
+    """Returns who drew masks for single steps beside a scope, by the shapes of those."""
+    found: dict[tuple[int, ...], str] = vars(scope.root).setdefault(_STEPS, {})
+    return found
 
 
 def _counters(scope: Scope) -> dict[Any, int]:

@@ -183,6 +183,13 @@ MUTANTS = [
         "debug_path=scope.debug_path",
         "test_lifted.py::test_whole_simulations_inside_of_a_scan_have_masks_of_their_own",
     ),
+    Mutant(
+        "steps that were made examples are not noticed",
+        "_state_checks.py",
+        "    flat = tuple(shape[:1]) == (steps * examples,)",
+        "    flat = False",
+        "test_whole_sequences.py::test_steps_that_were_made_examples_are_noticed",
+    ),
     # The state of a simulation.
     Mutant(
         "the first state has moved by the step ahead",

@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "_simulation",
         "layers",
     },
-    "time": {"_checks", "state", "_simulation"},
+    "time": {"_checks", "_held", "state", "_simulation"},
 }
 
 

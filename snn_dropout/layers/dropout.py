@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from snn_dropout import _checks
-from snn_dropout._held import held, held_rate
+from snn_dropout._held import check_single_step, held, held_rate, note_sequence
 from snn_dropout.functional.masks import (
     apply_mask,
     apply_stored_mask,
@@ -90,6 +90,8 @@ class _HeldDropout(nn.Module, abc.ABC):
         _checks.check_bound(type(self).__name__, self.scope)
         deterministic = self._merge_deterministic(deterministic)
         self._check_rank(x, step_mode)
+        if step_mode == "m":
+            note_sequence(self, x)
         if self._drops_nothing(deterministic):
             return x
         mask, mask_p = self._held_mask(x, step_mode)
@@ -112,6 +114,8 @@ class _HeldDropout(nn.Module, abc.ABC):
         whole = step_mode == "m"
         shape = self._mask_shape(x.shape[1:] if whole else x.shape)
         drawn = not self.has_variable(self.state_collection, "mask")
+        if drawn and not whole:
+            check_single_step(self, x.shape)
         mask = held(
             self,
             "mask",
