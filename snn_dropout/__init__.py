@@ -24,9 +24,9 @@ from snn_dropout.layers import Dropout1d as Dropout1d
 from snn_dropout.layers import Dropout2d as Dropout2d
 from snn_dropout.layers import Dropout3d as Dropout3d
 from snn_dropout.layers import DropPath as DropPath
+from snn_dropout.reset import reset_masks as reset_masks
+from snn_dropout.reset import reset_rows as reset_rows
 from snn_dropout.state import init_state as init_state
-from snn_dropout.state import reset_masks as reset_masks
-from snn_dropout.state import reset_rows as reset_rows
 from snn_dropout.time import MultiStep as MultiStep
 from snn_dropout.time import simulate as simulate
 from snn_dropout.uncertainty import monte_carlo as monte_carlo

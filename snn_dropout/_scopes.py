@@ -8,7 +8,9 @@ from flax.core import Scope, unfreeze
 from flax.core.scope import CollectionFilter, LazyRng, in_filter
 
 from snn_dropout._checks import check_unchanged
-from snn_dropout.state import Leaves, State, check_trace, from_leaves, to_leaves
+from snn_dropout._held import check_trace
+from snn_dropout._surroundings import SIMULATION, inside
+from snn_dropout.state import Leaves, State, from_leaves, to_leaves
 
 # The collection that `sow` writes; it grows at each call, so it can not be carried.
 SOWN = "intermediates"
@@ -83,7 +85,8 @@ class PureStep:
                 name=scope.name,
                 mutable=mutable,
                 path=scope.path,
-                debug_path=scope.debug_path,
+                # What is lifted around a whole simulation has nothing to do with its steps.
+                debug_path=inside(SIMULATION, scope.debug_path),
                 flags={**scope.flags, "initializing": initializing},
             )
             for index, scope in enumerate(self._tops)

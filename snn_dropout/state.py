@@ -6,6 +6,7 @@ Masks live in the collection ``"state"``, beside the neurons' membranes:
 leaf            dtype and shape                                       of
 =============== ===================================================== =============
 ``mask``        bool, one step's input with the shared axes 1         the dropouts
+``mask_p``      float32 ``[N, 1, ...]``, the ``p`` it was drawn with  the dropouts
 ``kernel_mask`` uint32, one bit a connection, ``[N, ...]``            DropConnect
 ``bias_mask``   bool ``[N, O]``                                       DropConnect
 =============== ===================================================== =============
@@ -15,16 +16,19 @@ leaf            dtype and shape                                       of
    ``init`` returns can be the start of every simulation.
 2. The first training call draws the mask and stores it; later calls read it.
    It is never written again.
-3. A new simulation starts from the first state, or from :func:`reset_masks`
-   where neurons run on, with a new key; single examples with
-   :func:`reset_rows`.
+3. A new simulation starts from the first state, or from ``reset_masks`` where
+   neurons run on, with a new key; single examples with ``reset_rows``.
 4. A hand-written ``lax.scan`` starts from :func:`init_state`, which draws every
    missing mask and leaves every leaf that exists alone.
 5. Inference is the identity, needs no stream and touches no state.
 6. A call that is the whole simulation (mode ``'m'``, ``MultiStep``,
    ``simulate``) runs on a state of its own where the state is not mutable; in
-   mode ``'s'`` that would be a new mask at every step, and raises.
-7. A stored mask that does not fit the input raises.
+   mode ``'s'`` that would be a new mask at every step, and raises. So it does in
+   ``nn.scan`` and ``nn.RNN`` over time, unless they broadcast the state under one
+   key (behind ``nn.remat`` or ``nn.jit`` inside of them it can not be seen).
+7. A stored mask that does not fit the input raises. A simulation keeps the masks
+   and the probability that it started with: another ``p`` counts from the next
+   simulation on, but for 0, which drops nothing and reads nothing.
 8. A mask belongs to (key, module path, shape of one step), so every way of
    running a simulation gives the same masks.
 9. A mask is never born inside a raw JAX transform within a module: that raises
@@ -37,15 +41,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from flax import errors, traverse_util
-from flax.core import DenyList, Scope, apply, tracers
-from flax.core.scope import CollectionFilter, LazyRng
+from flax import traverse_util
+from flax.core import DenyList, apply
+from flax.core.scope import CollectionFilter
 
 from snn_dropout import _checks
 
-MASK_NAMES = ("mask", "kernel_mask", "bias_mask")
+MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")
 
 State = dict[str, Any]
 Leaves = dict[tuple[Any, ...], Any]
@@ -80,7 +82,7 @@ def init_state(
       >>> rngs = {'dropout': jax.random.key(1)}
       >>> state = sd.init_state(model, variables, x_seq[0], rngs=rngs)
       >>> jax.tree.map(jnp.shape, state)
-      {'layers_1': {'mask': (2, 3)}}
+      {'layers_1': {'mask': (2, 3), 'mask_p': (2, 1)}}
       >>> def step(state, x):
       ...   y, updated = model.apply(
       ...     {'params': variables['params'], 'state': state}, x,
@@ -145,15 +147,15 @@ def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
     start = step(given, initializing=True) | given
     ahead = step(start, initializing=False)
     for path, leaf in start.items():
-        _checks.check_carried(_name(path), leaf, ahead.get(path, leaf))
+        _checks.check_carried(path_name(path), leaf, ahead.get(path, leaf))
     # What this step changed has already moved: only what it drew is kept.
     drawn = {path: leaf for path, leaf in ahead.items() if path not in start}
     late = [path for path in drawn if path[-1] not in MASK_NAMES]
     if late:
         raise ValueError(
             f"Every leaf of a carried collection must be made by `init`, but "
-            f"{_name(late[0])} appeared only in a later call, so its first value is not "
-            f"known; create it while `self.is_initializing()` too."
+            f"{path_name(late[0])} appeared only in a later call, so its first value is "
+            f"not known; create it while `self.is_initializing()` too."
         )
     return start | drawn
 
@@ -165,166 +167,6 @@ def written_ahead(initializing: bool, has_params: bool) -> CollectionFilter:
     there are no parameters at all, Flax's own error about them is the clearest.
     """
     return True if initializing and has_params else DenyList("params")
-
-
-def reset_masks(state: Mapping[str, Any]) -> State:
-    """Drops the masks of a state: the next training call draws new ones.
-
-    Membranes and all other leaves stay, as SpikingJelly's ``reset`` would not
-    leave them: to restart the neurons too, start from the first state.
-
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> import snn_dropout as sd
-      >>> state = {'lif': {'v': jnp.zeros(2)}, 'drop': {'mask': jnp.ones(2, bool)}}
-      >>> sd.reset_masks(state)
-      {'lif': {'v': Array([0., 0.], dtype=float32)}}
-
-    Args:
-      state: the collection ``"state"``; it is not changed.
-
-    Returns:
-      The state without the leaves ``mask``, ``kernel_mask`` and ``bias_mask``.
-
-    Raises:
-      TypeError: the state is no collection.
-    """
-    _checks.check_state(state)
-    leaves = to_leaves(state).items()
-    return from_leaves({path: leaf for path, leaf in leaves if path[-1] not in MASK_NAMES})
-
-
-def reset_rows(done: jax.Array, state: Any, fresh: Any) -> Any:
-    """Restarts single examples: row ``n`` is ``fresh`` where ``done[n]``.
-
-    ``new[n] = fresh[n] if done[n] else state[n]``, for every leaf
-
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> import snn_dropout as sd
-      >>> state, fresh = {'v': jnp.array([5., 7.])}, {'v': jnp.zeros(2)}
-      >>> sd.reset_rows(jnp.array([True, False]), state, fresh)
-      {'v': Array([0., 7.], dtype=float32)}
-
-    Args:
-      done: bool ``[N]``, the examples to restart.
-      state: the running state; every leaf is ``[N, ...]``.
-      fresh: a state of the same structure, from :func:`init_state` with a new key.
-
-    Returns:
-      A state of the same structure.
-
-    Raises:
-      ValueError: the structures, shapes or dtypes differ, or a leaf has no
-        batch axis of the length of ``done``.
-    """
-    _checks.check_rows(done)
-    ours: Any = jax.tree.structure(state)
-    theirs: Any = jax.tree.structure(fresh)
-    if ours != theirs:
-        raise ValueError(
-            f"`state` and `fresh` must have the same structure, but have {ours} and "
-            f"{theirs}; make both with `init_state`, which draws every mask."
-        )
-
-    def choose(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-        _checks.check_row_leaf(jax.tree_util.keystr(path), old, new, done.shape[0])
-        return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree_util.tree_map_with_path(choose, state, fresh)
-
-
-def held(
-    module: Any,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: Any,
-    draw: Callable[[jax.Array], jax.Array],
-    *,
-    whole_simulation: bool,
-) -> jax.Array:
-    """Finds the mask of a layer, or draws and stores it: rules 2, 6, 7 and 9.
-
-    Args:
-      module: a bound layer with ``rng_collection`` and ``state_collection``.
-      name: the name of the leaf.
-      shape: the shape that fits the input.
-      dtype: the dtype of the leaf.
-      draw: makes the mask from a key.
-      whole_simulation: the call covers all time steps, so that the mask need
-        not outlive it.
-
-    Returns:
-      The mask.
-
-    Raises:
-      ValueError: the stored mask does not fit.
-      RuntimeError: the mask can not be kept where it would have to be, or would
-        leak out of a raw JAX transform.
-      flax.errors.InvalidRngError: the stream is missing.
-    """
-    collection = module.state_collection
-    where = path_of(module, name)
-    if module.has_variable(collection, name):
-        stored: jax.Array = module.get_variable(collection, name)
-        _checks.check_stored_mask(where, stored, shape, dtype)
-        return stored
-
-    kept = module.is_mutable_collection(collection)
-    if not kept and not whole_simulation:
-        raise RuntimeError(
-            f"The collection '{collection}' must be mutable or hold a mask at {where}: a "
-            f"single step that can not keep its mask would draw another one at every "
-            f"step. Call `apply(..., mutable=['{collection}'])` and pass the returned "
-            f"state on, or start from `init_state(...)`; for inference, "
-            f"`deterministic=True`."
-        )
-    if kept:
-        check_trace(module.scope, f"The mask {where}")
-    _check_stream(module, f"the mask {where}")
-    # The key has the leaf's name in it and no counter: a mask does not depend on what
-    # else was drawn, nor on how often a transform traced the layer.
-    lazy_key = LazyRng.create(module.scope.rngs[module.rng_collection], name)
-    mask = draw(lazy_key.as_jax_rng())
-    if kept:
-        module.put_variable(collection, name, mask)
-    return mask
-
-
-def fresh_key(module: Any, purpose: str) -> jax.Array:
-    """Takes a new key from the stream of a layer at each call.
-
-    Args:
-      module: a bound layer with ``rng_collection``.
-      purpose: what the key is for, in words.
-
-    Returns:
-      The key.
-
-    Raises:
-      flax.errors.InvalidRngError: the stream is missing.
-    """
-    _check_stream(module, purpose)
-    key: jax.Array = module.make_rng(module.rng_collection)
-    return key
-
-
-def check_trace(scope: Scope, what: str) -> None:
-    """Raises inside a raw JAX transform within a module: what is written would leak."""
-    if scope.root.trace_level != tracers.current_trace():
-        raise RuntimeError(
-            f"{what} must not be written inside a raw JAX transform within a module "
-            f"(`jax.lax.scan`, `jax.vmap`, `jax.jit`, ...): it would leak out of it as a "
-            f"tracer. Use the lifted transform (`nn.scan`, `nn.vmap`, `nn.jit`) or "
-            f"`MultiStep`, or make the state first with `init_state(...)`."
-        )
-
-
-def path_of(module: Any, *names: str) -> str:
-    """Returns where a layer keeps its state, in words."""
-    return _name((module.state_collection, *module.path, *names))
 
 
 def to_leaves(collection: Mapping[str, Any]) -> Leaves:
@@ -339,16 +181,7 @@ def from_leaves(leaves: Leaves) -> State:
     return state
 
 
-def _check_stream(module: Any, purpose: str) -> None:
-    # Flax would fall back to the stream of the parameters.
-    stream = module.rng_collection
-    if not module.has_rng(stream):
-        raise errors.InvalidRngError(
-            f"Drawing {purpose} needs the stream '{stream}', but `rngs` has none of that "
-            f"name; call `apply(..., rngs={{'{stream}': key}})`."
-        )
-
-
-def _name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
+    """Returns the path of a leaf in words."""
     # The number of a scope, in front of a path, says nothing to a reader.
     return "/".join(part for part in path if isinstance(part, str))

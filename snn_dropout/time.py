@@ -17,6 +17,7 @@ from snn_dropout._checks import (
     check_no_method,
     check_time_axis,
 )
+from snn_dropout._held import note_sequence
 from snn_dropout._simulation import first_step, lift, over_time
 
 
@@ -93,6 +94,7 @@ class MultiStep(nn.Module):
         """
         check_bound("MultiStep", self.scope)
         steps = check_time_axis(x_seq)
+        note_sequence(self, x_seq)
         if self.is_initializing():
             y = self.module(first_step(x_seq), *args, **kwargs)
             return jax.tree.map(lambda y: jnp.broadcast_to(y, (steps, *jnp.shape(y))), y)

@@ -40,20 +40,25 @@ def test_importing_is_silent_and_brings_jax_and_flax_only():
 MAY_IMPORT = {
     "_checks": set(),
     "_connection_checks": {"_checks"},
+    "_state_checks": {"_checks"},
     "functional": {"_checks", "_connection_checks", "functional"},
     "state": {"_checks", "functional"},
-    "_scopes": {"_checks", "state"},
+    "reset": {"_state_checks", "state"},
+    "_surroundings": set(),
+    "_held": {"_state_checks", "_surroundings", "state"},
+    "_scopes": {"_checks", "_held", "_surroundings", "state"},
     "_simulation": {"_checks", "state", "_scopes"},
     "layers": {
         "_checks",
         "_connection_checks",
         "functional",
+        "_held",
         "state",
         "_scopes",
         "_simulation",
         "layers",
     },
-    "time": {"_checks", "state", "_simulation"},
+    "time": {"_checks", "_held", "state", "_simulation"},
 }
 
 
@@ -73,7 +78,7 @@ def test_imports_point_one_way(part):
             for name in names:
                 if name.startswith("snn_dropout"):
                     assert name.split(".")[1] in MAY_IMPORT[part], f"{file.name}: {name}"
-                if part in ("_checks", "functional"):
+                if part in ("_checks", "_state_checks", "functional"):
                     assert not name.startswith("flax"), f"{file.name}: {name}"
 
 
@@ -119,7 +124,8 @@ def test_spikingjellys_methods_are_callable_through_apply():
         mask, updated = layer.apply(
             {}, x_seq[0], rngs=rngs, method="create_mask", mutable=["state"]
         )
-        assert updated == {"state": {"mask": mask}}
+        assert updated["state"].keys() == {"mask", "mask_p"}
+        assert updated["state"]["mask"] is mask
         y = layer.apply(updated, x_seq[0], False, method="single_step_forward")
         assert ((y != 0) == mask).all()
         y_seq = layer.apply(updated, x_seq, False, method="multi_step_forward")

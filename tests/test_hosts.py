@@ -79,7 +79,7 @@ def test_two_processes_train_as_one_does(tmp_path):
             np.testing.assert_array_equal(first, second)
             np.testing.assert_allclose(first, value, rtol=1e-5, atol=1e-6)
     masks = [name for name in expected if name.startswith("mask")]
-    assert len(masks) == 3 * hosts.UPDATES
+    assert len(masks) == 4 * hosts.UPDATES, "mask, mask_p, kernel_mask, bias_mask"
 
 
 @pytest.mark.exhaustive

@@ -86,7 +86,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
         chex.assert_trees_all_equal(restored[name], run[name])
     assert restored["dropout_key"] == run["dropout_key"]
     assert restored["dropout_key"].dtype == run["dropout_key"].dtype
-    masks = {"mask", "kernel_mask", "bias_mask"}
+    masks = {"mask", "mask_p", "kernel_mask", "bias_mask"}
     leaves = jax.tree_util.tree_leaves_with_path(restored["state"])
     assert masks <= {path[-1].key for path, _ in leaves}
 

@@ -31,6 +31,16 @@ def paths(tree):
     )
 
 
+ALL_LEAVES = [
+    "Dropout_0/mask",
+    "Dropout_0/mask_p",
+    "LIF_0/v",
+    "LIF_1/v",
+    "last/mask",
+    "last/mask_p",
+]
+
+
 # Rule 1: `init` makes parameters and the neurons' first state, and no mask.
 
 
@@ -92,11 +102,11 @@ def test_no_mask_is_drawn_or_written_inside_the_scan(variables, x_seq):
 def test_reset_masks_drops_the_masks_and_keeps_the_membranes(variables, x_seq):
     _, updated = sd.simulate(Net(), variables, x_seq, train=True, rngs=RNGS)
     state = updated["state"]
-    assert paths(state) == ["Dropout_0/mask", "LIF_0/v", "LIF_1/v", "last/mask"]
+    assert paths(state) == ALL_LEAVES
     kept = sd.reset_masks(state)
     assert paths(kept) == ["LIF_0/v", "LIF_1/v"]
     assert kept["LIF_0"]["v"] is state["LIF_0"]["v"]
-    assert paths(state) == ["Dropout_0/mask", "LIF_0/v", "LIF_1/v", "last/mask"]
+    assert paths(state) == ALL_LEAVES
 
     _, again = sd.simulate(
         Net(),
@@ -153,7 +163,7 @@ def test_init_state_draws_masks_and_makes_what_init_makes(variables, x_seq, star
         train=True,
         rngs=RNGS,
     )
-    assert paths(state) == ["Dropout_0/mask", "LIF_0/v", "LIF_1/v", "last/mask"]
+    assert paths(state) == ALL_LEAVES
     np.testing.assert_array_equal(state["LIF_0"]["v"], 0)  # not moved by a step
     np.testing.assert_array_equal(
         state["LIF_1"]["v"], 0.25 if start == "one membrane" else 0
@@ -267,7 +277,7 @@ def test_the_steps_ahead_are_dead_code_under_jit(variables, x_seq):
 def test_init_state_of_a_collection_of_another_name(x_seq):
     layer = sd.Dropout(0.5, deterministic=False, state_collection="masks")
     masks = sd.init_state(layer, {}, x_seq[0], rngs=RNGS, state_collection="masks")
-    assert paths(masks) == ["mask"]
+    assert paths(masks) == ["mask", "mask_p"]
     assert sd.init_state(layer, {}, x_seq[0], rngs=RNGS) == {}
 
 
@@ -420,12 +430,17 @@ def test_masks_inside_nn_scan_over_layers_do_not_depend_on_how_time_is_run(x_seq
         class Cell(nn.Module):
             @nn.compact
             def __call__(self, x, _):
+                x = x * self.param("gain", nn.initializers.ones, ())
                 return layer(name="drop")(x), None
 
         stack = nn.scan(
-            Cell, variable_axes={"state": 0}, split_rngs={"dropout": True}, length=3
+            Cell,
+            variable_axes={"params": 0, "state": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=3,
         )
-        _, updated = stack().apply({}, x, None, rngs=RNGS, mutable=["state"])
+        params = {"params": {"gain": jnp.ones(3)}}
+        _, updated = stack().apply(params, x, None, rngs=RNGS, mutable=["state"])
         return updated["state"]["drop"]["mask"]
 
     def layer(step_mode):
@@ -573,7 +588,7 @@ def test_a_leaf_that_init_does_not_make_raises(x_seq):
 def test_reset_masks_drops_every_kind_of_mask():
     state = {
         "a": {"kernel_mask": jnp.ones(2), "bias_mask": jnp.ones(2), "v": jnp.ones(2)},
-        "b": {"mask": jnp.ones(2)},
+        "b": {"mask": jnp.ones(2), "mask_p": jnp.ones(2)},
     }
     assert paths(sd.reset_masks(state)) == ["a/v"]
     assert paths(sd.reset_masks({"state": state})) == ["state/a/v"]

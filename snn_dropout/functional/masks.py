@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jax.typing import DTypeLike
 
 from snn_dropout._checks import check_is_array, check_mask_fits, check_probability
-from snn_dropout.functional._sharding import draw_sharded, sharding_of
+from snn_dropout.functional._sharding import draw_sharded, sharding_of, vary_alike
 from snn_dropout.functional._words import (
     WORD,
     bernoulli,
@@ -152,15 +153,60 @@ def apply_mask(x: jax.Array, mask: jax.Array, p: float) -> jax.Array:
     return result
 
 
+def apply_stored_mask(
+    x: jax.Array, mask: jax.Array, mask_p: jax.Array, p: float
+) -> jax.Array:
+    """Applies a mask with the scale of the probability that it was drawn with.
+
+    ``y = where(mask, x, 0) / (1 - mask_p)``
+
+    Bit for bit :func:`apply_mask` where ``mask_p`` is ``p``, which float32 rounds.
+
+    Args:
+      x: the input, of any shape.
+      mask: bool, of a shape that broadcasts to that of ``x``.
+      mask_p: float32, of a shape that broadcasts to that of the mask; a constant
+        for gradients.
+      p: the probability that masks are drawn with now.
+
+    Returns:
+      An array of the shape of ``x``.
+    """
+    masked = jax.checkpoint(partial(_select_and_rescale, p=float(p)), prevent_cse=False)
+    result: jax.Array = masked(x, mask, lax.stop_gradient(mask_p))
+    return result
+
+
 def _select_and_scale(x: jax.Array, mask: jax.Array, p: float) -> jax.Array:
-    kept = jnp.where(mask, x, jnp.zeros((), x.dtype))
-    out_dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+    kept, wide, out_dtype = _select(x, mask)
     if p in (0.0, 1.0):
         return kept.astype(out_dtype)
+    return (kept.astype(wide) * _scale(p, wide)).astype(out_dtype)
+
+
+def _select_and_rescale(
+    x: jax.Array, mask: jax.Array, mask_p: jax.Array, p: float
+) -> jax.Array:
+    kept, wide, out_dtype = _select(x, mask)
+    mask_p = lax.expand_dims(mask_p, range(x.ndim - mask_p.ndim))
+    q = 1 - mask_p.astype(np.finfo(wide).dtype)
+    own = jnp.where(q > 0, 1 / jnp.where(q > 0, q, 1), 0).astype(wide)
+    # That of the p at hand is rounded once, from a Python float.
+    scale = jnp.where(mask_p == np.float32(p), _scale(p, wide), own)
+    return (kept.astype(wide) * scale).astype(out_dtype)
+
+
+def _select(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, DTypeLike, DTypeLike]:
+    kept = jnp.where(mask, x, jnp.zeros((), x.dtype))
+    out_dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+    wide = out_dtype if jnp.dtype(out_dtype).itemsize >= 4 else jnp.float32
+    return kept, wide, out_dtype
+
+
+def _scale(p: float, dtype: DTypeLike) -> np.ndarray:
     # A product, not a quotient: XLA turns a quotient by a constant into a product
     # under jit and not in eager mode, and the results differ in the last bit.
-    wide = out_dtype if jnp.dtype(out_dtype).itemsize >= 4 else jnp.float32
-    return (kept.astype(wide) * np.asarray(1.0 / (1.0 - p), wide)).astype(out_dtype)
+    return np.asarray(1.0 / (1.0 - p) if p < 1 else 0.0, dtype)
 
 
 def draw_mask_like(
@@ -180,16 +226,30 @@ def draw_mask_like(
     Returns:
       A bool array of the given shape.
     """
+    return draw_sharded(draw_mask, key, shape, p, _sharding_like(x, shape))
+
+
+def fill_like(mask: jax.Array, p: float) -> jax.Array:
+    """Returns ``p`` for each example of a mask, sharded as the mask is.
+
+    Args:
+      mask: the mask, ``[N, ...]``.
+      p: the probability that it was drawn with.
+
+    Returns:
+      A float32 array ``[N, 1, ...]`` of the rank of the mask.
+    """
+    shape = mask.shape[:1] + (1,) * (mask.ndim - 1)
+    filled = lax.full(shape, p, jnp.float32, sharding=_sharding_like(mask, shape))
+    filled, _ = vary_alike(filled, mask)
+    return filled
+
+
+def _sharding_like(x: jax.Array, shape: Sequence[int]) -> NamedSharding | None:
     sharding = sharding_of(x)
-    if sharding is not None:
-        sharding = _sharding_for(sharding, x.ndim, shape)
-    return draw_sharded(draw_mask, key, shape, p, sharding)
-
-
-def _sharding_for(
-    sharding: NamedSharding, ndim: int, shape: Sequence[int]
-) -> NamedSharding:
-    spec = tuple(sharding.spec) + (None,) * (ndim - len(sharding.spec))
-    spec = spec[ndim - len(shape) :]
+    if sharding is None:
+        return None
+    spec = tuple(sharding.spec) + (None,) * (x.ndim - len(sharding.spec))
+    spec = spec[x.ndim - len(shape) :]
     axes = (None if length == 1 else axis for length, axis in zip(shape, spec, strict=True))
     return sharding.update(spec=PartitionSpec(*axes))

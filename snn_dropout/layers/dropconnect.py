@@ -13,6 +13,7 @@ from flax.typing import Dtype, Initializer
 from jax.sharding import NamedSharding
 
 from snn_dropout import _checks, _connection_checks
+from snn_dropout._held import fresh_key, held, note_sequence, path_of
 from snn_dropout._simulation import (
     first_samples,
     first_step,
@@ -30,7 +31,7 @@ from snn_dropout.functional.expectation import (
     standard_deviation,
 )
 from snn_dropout.functional.masks import draw_mask
-from snn_dropout.state import State, fresh_key, held, path_of
+from snn_dropout.state import State
 
 Activation = Callable[[jax.Array], jax.Array] | nn.Module
 
@@ -167,6 +168,7 @@ class DropConnectLinear(nn.Module):
     ) -> jax.Array:
         """Runs all steps ``[T, N, I]``, whatever ``step_mode`` is; see ``__call__``."""
         self._check_input(x_seq, "m")
+        note_sequence(self, x_seq)
         return self._forward(x_seq, deterministic, whole=True)
 
     def drop(self, batch_size: int) -> tuple[jax.Array, jax.Array | None]:

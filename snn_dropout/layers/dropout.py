@@ -2,6 +2,7 @@
 
 import abc
 import math
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -9,8 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from snn_dropout import _checks
-from snn_dropout.functional.masks import apply_mask, draw_mask_like
-from snn_dropout.state import held
+from snn_dropout._held import check_single_step, held, held_rate, note_sequence
+from snn_dropout.functional.masks import (
+    apply_mask,
+    apply_stored_mask,
+    draw_mask_like,
+    fill_like,
+)
 
 
 class _HeldDropout(nn.Module, abc.ABC):
@@ -76,7 +82,7 @@ class _HeldDropout(nn.Module, abc.ABC):
         self._check_rank(x, "s")
         if self._drops_nothing(bool(self.deterministic)):
             return jnp.ones(self._mask_shape(x.shape), bool)
-        return self._held_mask(x, "s")
+        return self._held_mask(x, "s")[0]
 
     def _forward(
         self, x: jax.Array, deterministic: bool | None, step_mode: str
@@ -84,9 +90,14 @@ class _HeldDropout(nn.Module, abc.ABC):
         _checks.check_bound(type(self).__name__, self.scope)
         deterministic = self._merge_deterministic(deterministic)
         self._check_rank(x, step_mode)
+        if step_mode == "m":
+            note_sequence(self, x)
         if self._drops_nothing(deterministic):
             return x
-        return apply_mask(x, self._held_mask(x, step_mode), self.p)
+        mask, mask_p = self._held_mask(x, step_mode)
+        if mask_p is None:
+            return apply_mask(x, mask, self.p)
+        return apply_stored_mask(x, mask, mask_p, self.p)
 
     def _merge_deterministic(self, deterministic: bool | None) -> bool:
         # A method of its own, so that Monte-Carlo dropout can intercept it.
@@ -97,10 +108,15 @@ class _HeldDropout(nn.Module, abc.ABC):
     def _drops_nothing(self, deterministic: bool) -> bool:
         return deterministic or self.p == 0 or self.is_initializing()
 
-    def _held_mask(self, x: jax.Array, step_mode: str) -> jax.Array:
+    def _held_mask(
+        self, x: jax.Array, step_mode: str
+    ) -> tuple[jax.Array, jax.Array | None]:
         whole = step_mode == "m"
         shape = self._mask_shape(x.shape[1:] if whole else x.shape)
-        return held(
+        drawn = not self.has_variable(self.state_collection, "mask")
+        if drawn and not whole:
+            check_single_step(self, x.shape)
+        mask = held(
             self,
             "mask",
             shape,
@@ -108,6 +124,8 @@ class _HeldDropout(nn.Module, abc.ABC):
             lambda key: draw_mask_like(key, x, shape, self.p),
             whole_simulation=whole,
         )
+        fill = partial(fill_like, mask, self.p)
+        return mask, held_rate(self, mask, fill, drawn=drawn)
 
     @abc.abstractmethod
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
@@ -123,9 +141,11 @@ class Dropout(_HeldDropout):
 
     ``y[t] = where(mask, x[t], 0) / (1 - p)``,   ``mask ~ Bernoulli(1 - p)``, once
 
-    The mask is stored as ``mask``, bool, of the shape of one step's input. In
-    mode ``'s'`` the collection ``"state"`` carries it from call to call; in mode
-    ``'m'`` one call is the whole simulation. See ``snn_dropout.state``.
+    The mask is stored as ``mask``, bool, of the shape of one step's input, beside
+    it the ``p`` that it was drawn with, ``mask_p``. In mode ``'s'`` the collection
+    ``"state"`` carries both from call to call, so another ``p`` counts from the next
+    simulation on; in mode ``'m'`` one call is the whole simulation. See
+    ``snn_dropout.state``.
 
     Example::
 

@@ -238,21 +238,52 @@ def test_nn_scan_with_a_carried_state_starts_from_init_state(row):
 
 
 @every_kind_that_only_reads
-def test_nn_scan_with_a_state_a_step_draws_a_mask_a_step(row):
+def test_nn_scan_with_a_state_a_step_raises(row):
     x_seq, variables = problem(row)
     function = scanned(
         variable_broadcast="params",
         variable_axes={"state": 0},
         split_rngs={"params": False, "dropout": True},
     )
-    y_seq, state = run_model(around(row, function), x_seq, below(variables))
+    with pytest.raises(
+        RuntimeError, match=r"drawn once for all steps.*broadcast=\('params"
+    ):
+        run_model(around(row, function), x_seq, below(variables))
+
+
+class Block(nn.Module):
+    """A layer of a stack over depth, with parameters of its own."""
+
+    make: Callable
+
+    @nn.compact
+    def __call__(self, x, _):
+        x = x * self.param("gain", nn.initializers.ones, ())
+        return x, self.make(name="layer", deterministic=False)(x)
+
+
+@every_kind_that_only_reads
+def test_nn_scan_over_layers_draws_a_mask_a_layer(row):
+    x_seq, _ = problem(row)
+    stack = nn.scan(
+        Block,
+        variable_axes={"params": 0, "state": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=STEPS,
+    )(row.layer)
+    x = x_seq[0]
+    shapes = jax.eval_shape(stack.init, jax.random.key(0), x, None)["params"]
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    run_stack = jax.jit(functools.partial(stack.apply, mutable=["state"]))
+    (_, y), updated = run_stack({"params": params}, x, None, rngs=RNGS)
+    state = updated["state"]["layer"]
     for name, shape in row.leaves.items():
-        assert state["layer"][name].shape == (STEPS, *shape)
-        assert not all_alike(state["layer"][name])
-    for t in range(STEPS):
-        given = {**variables, "state": at(state["layer"], t)}
-        expected, _ = run_model(row.layer(deterministic=False), x_seq[t], given)
-        assert_same(row, y_seq[t], expected)
+        assert state[name].shape == (STEPS, *shape)
+        assert not all_alike(state[name])
+    for n in range(STEPS):
+        given = {"params": at(params.get("layer", {}), n), "state": at(state, n)}
+        expected, _ = run_model(row.layer(deterministic=False), x, given)
+        assert_same(row, y[n], expected)
 
 
 # Raw loops and branches around `apply`.
@@ -497,7 +528,8 @@ def test_inside_an_nnx_training_step_the_state_is_carried_and_reset(row):
         if restart:
             nnx.pop(model, is_mask)
         train_step(model, optimizer, x)
-        masks.append(jax.tree.leaves(nnx.state(model, is_mask)))
+        found = dict(nnx.to_flat_state(nnx.state(model, is_mask)))
+        masks.append([found["layer", name][...] for name in row.leaves])
         assert {leaf.shape for leaf in masks[-1]} == set(row.leaves.values())
     chex.assert_trees_all_equal(masks[0], masks[1])
     for leaves in zip(*masks, strict=True):

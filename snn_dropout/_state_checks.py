@@ -1,0 +1,221 @@
+"""Checks of what a state holds and of what is given to change it, and their errors.
+
+As in ``_checks``, every message names the argument, the rule, what was given and what
+to type instead, and nothing here knows Flax.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from snn_dropout._checks import check_is_array
+
+
+def check_stored_mask(where: str, stored: Any, shape: Sequence[int], dtype: Any) -> None:
+    """Raises unless the stored mask has exactly the shape and dtype of this input's."""
+    if tuple(stored.shape) != tuple(shape) or stored.dtype != dtype:
+        raise ValueError(
+            f"The mask stored at {where} must fit the input: it has shape "
+            f"{tuple(stored.shape)} and dtype {stored.dtype}, but this input needs shape "
+            f"{tuple(shape)} and dtype {jnp.dtype(dtype)}. A mask belongs to one "
+            f"simulation: start the next one from the first state, or from "
+            f"`reset_masks(state)`."
+        )
+
+
+def check_stored_rate(where: str, stored: Any, shape: Sequence[int]) -> None:
+    """Raises unless the stored probability is one number for each example of its mask."""
+    if tuple(stored.shape) != tuple(shape) or stored.dtype != jnp.float32:
+        raise ValueError(
+            f"The probability stored at {where} must fit its mask: it has shape "
+            f"{tuple(stored.shape)} and dtype {stored.dtype}, but the mask needs shape "
+            f"{tuple(shape)} and dtype float32. Both belong to one simulation: save, "
+            f"restore and drop them together, or start from `reset_masks(state)`."
+        )
+
+
+def refuse_lone_rate(where: str, mask: str) -> None:
+    """Raises where a probability is stored and the mask that was drawn with it is not."""
+    raise ValueError(
+        f"The probability stored at {where} must stand beside the mask that was drawn "
+        f"with it, but there is no `{mask}`; drop both, `reset_masks(state)`, or neither."
+    )
+
+
+def check_state(state: Any) -> None:
+    """Raises unless ``state`` is a collection."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"`state` must be the collection 'state', a dict of leaves, but got "
+            f"{type(state).__name__}; write for example `updated['state']`."
+        )
+
+
+def check_rows(done: Any) -> None:
+    """Raises unless ``done`` is a bool vector."""
+    check_is_array("done", done)
+    if done.dtype != jnp.bool_ or done.ndim != 1:
+        raise ValueError(
+            f"`done` must be a bool array [N], one element an example, but got "
+            f"{done.dtype}{list(done.shape)}; write for example `done = t >= length`."
+        )
+
+
+def check_row_leaf(where: str, old: Any, new: Any, rows: int) -> None:
+    """Raises unless ``old`` and ``new`` are alike and have ``rows`` rows."""
+    check_is_array(f"state{where}", old)
+    check_is_array(f"fresh{where}", new)
+    if old.shape != new.shape or old.dtype != new.dtype:
+        raise ValueError(
+            f"`state` and `fresh` must agree at {where}, but have {old.dtype}"
+            f"{list(old.shape)} and {new.dtype}{list(new.shape)}; make `fresh` with "
+            f"`init_state` for the same batch."
+        )
+    if len(old.shape) == 0 or old.shape[0] != rows:
+        raise ValueError(
+            f"`done` chooses rows of the batch axis 0, but the leaf at {where} has shape "
+            f"{tuple(old.shape)} where `done` has {rows} elements; pass `done` for the "
+            f"whole batch, and leave leaves without a batch axis out of `state`."
+        )
+
+
+def refuse_unkept(
+    where: str, shape: Sequence[int], collection: str, lifted: str | None
+) -> None:
+    """Raises where a single step can not keep its mask."""
+    rule = (
+        f"The collection '{collection}' must be mutable or hold a mask at {where}: a "
+        f"single step that can not keep its mask, of shape {tuple(shape)}, would draw "
+        f"another one at every step."
+    )
+    remedy = lifted or (
+        f"If `x` holds all steps, [T, N, ...], use `step_mode='m'`. For one step, call "
+        f"`apply(..., mutable=['{collection}'])` and pass the returned state on, or start "
+        f"from `init_state(...)`; for inference, `deterministic=True`."
+    )
+    raise RuntimeError(f"{rule} {remedy}")
+
+
+def check_one_step(
+    where: str, shape: Sequence[int], steps: Any, examples: Any, whole: str
+) -> None:
+    """Raises if an input is one step by its layer and all steps by another module.
+
+    Args:
+      where: the layer in mode ``'s'``.
+      shape: the shape of its input.
+      steps: the number of steps that the other module runs over, ``T``.
+      examples: its number of examples, ``N``.
+      whole: the other module.
+    """
+    if not all(isinstance(n, int) for n in (*shape, steps, examples)) or steps < 2:
+        return  # unknown until a program is exported, or no sequence
+    flat = tuple(shape[:1]) == (steps * examples,)
+    if not flat and (len(shape) < 3 or tuple(shape[:2]) != (steps, examples)):
+        return
+    found = "T * N examples" if flat else "[T, N, ...]"
+    remedy = "reshape it to [T, N, ...] and use" if flat else "use"
+    raise ValueError(
+        f"A layer in mode 's' takes one step, [N, ...], but the one at {where} got shape "
+        f"{tuple(shape)} where {whole} runs over T = {steps} steps of N = {examples} "
+        f"examples. It seems to hold all steps, {found}, and each would have a mask of its "
+        f"own: {remedy} `step_mode='m'`. If it is one step all the same, use "
+        f"`step_mode='m'` on `x[None]`, and take `[0]` of the result."
+    )
+
+
+def refuse_redrawn(where: str, lifted: str | None) -> None:
+    """Raises where a lifted scan over time would draw a mask at each step."""
+    raise RuntimeError(
+        f"The mask {where} must be drawn once for all steps, but the transform around the "
+        f"layer would draw or keep another one at every step. {lifted}"
+    )
+
+
+def missing_stream(purpose: str, stream: str, lifted: str | None) -> str:
+    """Returns the error about a stream that a layer does not find."""
+    reason = "`rngs` has none of that name;"
+    if lifted:
+        reason = "the transform around the layer does not hand it on."
+    remedy = lifted or f"call `apply(..., rngs={{'{stream}': key}})`."
+    return f"Drawing {purpose} needs the stream '{stream}', but {reason} {remedy}"
+
+
+def lifted_remedy(
+    transforms: Sequence[str],
+    sliced: bool | None,
+    collection: str | None,
+    stream: str,
+    *,
+    neurons: bool,
+) -> str | None:
+    """Returns what to type where lifted transforms are around a layer.
+
+    Args:
+      transforms: their names, as Flax has them.
+      sliced: whether the innermost scan goes through parameters; None if unknown.
+      collection: that of the masks, or None for what is random anew at each call.
+      stream: the RNG stream.
+      neurons: whether the collection holds what changes at each step.
+
+    Returns:
+      None where no such transform is known.
+    """
+    remedies = []
+    if "scan" in transforms:
+        if not sliced:
+            remedies.append(_over_time(collection, stream, neurons))
+        if sliced is not False:
+            remedies.append(_over_layers(collection, stream))
+    if "while_loop" in transforms and collection:
+        remedies.append(
+            f"`nn.while_loop` can not draw a mask: call the layer once before it, and give "
+            f"it `broadcast_variables=('params', '{collection}')`."
+        )
+    if "vmap" in transforms:
+        axes = f"`'{collection}': 0` to its `variable_axes` and " if collection else ""
+        remedies.append(f"For `nn.vmap`, add {axes}`'{stream}': True` to its `split_rngs`.")
+    if "map_variables" in transforms and collection:
+        remedies.append(
+            f"`nn.WeightNorm` (`nn.map_variables`) hands '{collection}' on to be read "
+            f"only: put it around the weights alone, `nn.WeightNorm(nn.Dense(...))`, and "
+            f"call dropout outside of it; a layer that has both takes whole sequences, "
+            f"`step_mode='m'`."
+        )
+    if not remedies:
+        return None
+    if collection:
+        mutable = (
+            [collection, "masks"] if neurons and "scan" in transforms else [collection]
+        )
+        remedies.append(f"Then call `y, updated = model.apply(..., mutable={mutable})`.")
+    return " ".join(remedies)
+
+
+def _over_time(collection: str | None, stream: str, neurons: bool) -> str:
+    if collection is None:
+        return (
+            f"Over time, give `nn.scan` or `nn.RNN` "
+            f"`split_rngs={{'params': False, '{stream}': True}}`."
+        )
+    rngs = f"split_rngs={{'params': False, '{stream}': False}}"
+    if not neurons:
+        return (
+            f"Over time, give `nn.scan` or `nn.RNN` "
+            f"`variable_broadcast=('params', '{collection}'), {rngs}`."
+        )
+    return (
+        f"Over time, neurons carry '{collection}' and masks are only read: give the layer "
+        f"a collection of its own, `state_collection='masks'`, and `nn.scan` or `nn.RNN` "
+        f"`variable_broadcast=('params', 'masks'), variable_carry='{collection}', {rngs}`; "
+        f"or let `MultiStep` run the steps."
+    )
+
+
+def _over_layers(collection: str | None, stream: str) -> str:
+    axes = f"variable_axes={{'params': 0, '{collection}': 0}}, " if collection else ""
+    return (
+        f"Over layers, which have parameters of their own, give `nn.scan` "
+        f"`{axes}split_rngs={{'params': True, '{stream}': True}}`."
+    )

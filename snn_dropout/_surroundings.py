@@ -1,0 +1,119 @@
+"""What a layer can see of where it is called: lifted transforms, and other calls.
+
+Flax documents none of what is read here, so all of it is in this file:
+
+* ``Scope.debug_path`` names the lifted transforms around a scope, ``'scan(cell)'``;
+* a lifted scope holds the variables and keys of the transform, as tracers of it or,
+  where they are the same for all, as they were outside;
+* a tracer knows its trace, and one of ``vmap`` the value that it maps over;
+* ``Scope.rng_counters`` is one dict for a layer in all of one ``apply``, whatever
+  transforms it is called through, and however often they trace it;
+* its root is another scope in each trace, and the same for all modules in one: notes
+  on it are shared by the layers of a model that are called together.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax.core import Scope
+from jax.extend import core
+
+SIMULATION = "simulation"
+
+_DRAWN = "snn_dropout drew"
+_SEQUENCES = "snn_dropout sequences"
+_STEPS = "snn_dropout steps"
+
+
+def transforms_around(scope: Scope) -> tuple[str, ...]:
+    """Returns the names of the lifted transforms around a scope, the innermost first."""
+    names = []
+    for part in reversed(scope.debug_path):
+        while match := re.fullmatch(r"(\w+)\((.*)\)", part):
+            names.append(match[1])
+            part = match[2]
+    return tuple(names)
+
+
+def inside(transform: str, debug_path: Sequence[str]) -> tuple[str, ...]:
+    """Returns the ``debug_path`` of a scope that a transform makes of another one."""
+    *above, last = debug_path or ("",)
+    return (*above, f"{transform}({last})")
+
+
+def varies(value: Any) -> bool:
+    """Returns whether a value is one of those that the innermost transform goes through.
+
+    A ``vmap`` inside of that transform is looked through.
+    """
+    with core.take_current_trace() as current:
+        trace: Any = current
+    while hasattr(trace, "axis_data"):
+        trace = trace.parent_trace
+    while hasattr(value, "batch_dim"):
+        value = value.val
+    return getattr(value, "_trace", None) is trace
+
+
+def slices_parameters(scope: Scope) -> bool | None:
+    """Returns whether a lifted scan goes through parameters: layers, and no time steps.
+
+    Args:
+      scope: one right below the scan, but for ``nn.vmap``.
+
+    Returns:
+      None where there are no parameters.
+    """
+    leaves = jax.tree.leaves(scope.root.variables().get("params", {}))
+    return any(map(varies, leaves)) if leaves else None
+
+
+def note_draw(scope: Scope, name: str, shape: tuple[int, ...]) -> None:
+    """Notes that the layer of a scope drew a mask in this ``apply``."""
+    _counters(scope)[_DRAWN, name, shape] = 1
+    _drawn_here(scope).add((scope.path, name))
+
+
+def note_find(scope: Scope, name: str) -> None:
+    """Notes that a mask was there, be it that another trace of the layer drew it."""
+    if (scope.path, name) not in _drawn_here(scope):
+        for shape in drawn(scope, name):
+            _counters(scope)[_DRAWN, name, shape] = 0
+
+
+def drawn(scope: Scope, name: str) -> list[tuple[int, ...]]:
+    """Returns the shapes of the masks that the layer of a scope drew in this ``apply``.
+
+    Those are left out that were found in a later trace, as they should be.
+    """
+    return [
+        key[2]
+        for key, count in _counters(scope).items()
+        if isinstance(key, tuple) and key[:2] == (_DRAWN, name) and count
+    ]
+
+
+def sequences(scope: Scope) -> dict[tuple[int, int], str]:
+    """Returns who ran over whole sequences beside a scope, by their ``(T, N)``."""
+    found: dict[tuple[int, int], str] = vars(scope.root).setdefault(_SEQUENCES, {})
+    return found
+
+
+def single_steps(scope: Scope) -> dict[tuple[int, ...], str]:
+    """Returns who drew masks for single steps beside a scope, by the shapes of those."""
+    found: dict[tuple[int, ...], str] = vars(scope.root).setdefault(_STEPS, {})
+    return found
+
+
+def _counters(scope: Scope) -> dict[Any, int]:
+    # With numbers for values, which Flax copies and adds up.
+    counters: dict[Any, Any] = scope.rng_counters
+    return counters
+
+
+def _drawn_here(scope: Scope) -> set[Any]:
+    # A transform makes a root of its own each time that it traces its function.
+    here: set[Any] = vars(scope.root).setdefault(_DRAWN, set())
+    return here

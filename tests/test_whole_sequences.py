@@ -1,0 +1,144 @@
+"""A layer for single steps on a whole sequence: what can be noticed is an error."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import snn_dropout as sd
+from tests.laws.catalogue import every_kind_of_dropout
+from tests.neurons import LIF
+
+RNGS = {"dropout": jax.random.key(5)}
+STEPS, EXAMPLES = 6, 3
+X_SEQ = jnp.ones((STEPS, EXAMPLES, 8))
+
+
+@every_kind_of_dropout
+def test_the_error_names_mode_m_first(row):
+    x_seq = jnp.ones((STEPS, *row.shape))
+    layer = row.layer(deterministic=False)
+    with pytest.raises((RuntimeError, ValueError), match=r"`step_mode='m'`") as error:
+        layer.apply({}, x_seq, rngs=RNGS)
+    text = str(error.value)
+    if "mutable=['state']" in text:
+        assert text.index("[T, N, ...]") < text.index("mutable=['state']")
+        assert text.index("`step_mode='m'`") < text.index("mutable=['state']")
+
+
+class LayerByLayer(nn.Module):
+    """A network of whole sequences, of which one layer was forgotten."""
+
+    forgotten: nn.Module
+    first: bool = False
+    flat: bool = False
+    beside: str = "MultiStep"
+
+    @nn.compact
+    def __call__(self, x_seq):
+        def drop(x_seq):
+            if not self.flat:
+                return self.forgotten(x_seq)
+            flat = x_seq.reshape(-1, *x_seq.shape[2:])
+            return self.forgotten(flat).reshape(x_seq.shape)
+
+        others = {
+            "MultiStep": lambda x: sd.MultiStep(LIF())(x),
+            "Dropout": lambda x: sd.Dropout(0.5, "m", deterministic=False)(x),
+            "inference": lambda x: sd.Dropout(0.5, "m", deterministic=True)(x),
+            "DropConnect": lambda x: sd.DropConnectLinear(
+                x.shape[-1], x.shape[-1], step_mode="m", deterministic=False
+            )(x),
+        }
+        other = others[self.beside]
+        return other(drop(x_seq)) if self.first else drop(other(x_seq))
+
+
+def forget(layer=None, x_seq=X_SEQ, **fields):
+    """Calls the network, the mode of one layer forgotten and the state made mutable."""
+    model = LayerByLayer(layer or sd.Dropout(0.5, deterministic=False), **fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x_seq).get("params", {})
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    return model.apply({"params": params}, x_seq, rngs=RNGS, mutable=["state"])
+
+
+@pytest.mark.parametrize("beside", ["MultiStep", "Dropout", "inference", "DropConnect"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_forgotten_mode_is_noticed_beside_what_runs_over_all_steps(beside, first):
+    with pytest.raises(ValueError, match=r"at state/forgotten .*T = 6 .*N = 3 .*='m'"):
+        forget(beside=beside, first=first)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(sd.Dropout1d, (8,)), (sd.Dropout2d, (5, 8)), (sd.DropPath, (5, 8))],
+)
+def test_channels_and_paths_are_noticed_too(layer, shape):
+    with pytest.raises(ValueError, match=r"seems to hold all steps.*step_mode='m'"):
+        forget(layer(0.5, deterministic=False), jnp.ones((STEPS, EXAMPLES, *shape)))
+
+
+def test_steps_that_were_made_examples_are_noticed():
+    with pytest.raises(
+        ValueError, match=r"T \* N examples.*reshape it to \[T, N, \.\.\.\]"
+    ):
+        forget(flat=True)
+
+
+def test_who_uses_mode_m_is_right():
+    _, updated = forget(sd.Dropout(0.5, "m", deterministic=False))
+    assert updated["state"]["forgotten"]["mask"].shape == (EXAMPLES, 8)
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_single_steps_beside_whole_sequences_work(square):
+    """A head behind the average over time, and steps by hand."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            by_hand = sd.Dropout(0.5, deterministic=False)
+            x_seq = jnp.stack([by_hand(x) for x in x_seq])
+            inner = sd.Dropout(0.5, deterministic=False)
+            x_seq = sd.MultiStep(nn.Sequential([LIF(), inner]))(4 * x_seq)
+            return sd.Dropout(0.5, deterministic=False)(x_seq.mean(0))
+
+    x_seq = jnp.ones((4, 4, 4)) if square else X_SEQ
+    y, updated = Model().apply({}, x_seq, rngs=RNGS, mutable=["state"])
+    assert y.shape == x_seq.shape[1:]
+    leaves = jax.tree.leaves_with_path(updated["state"])
+    masks = [leaf for path, leaf in leaves if path[-1].key == "mask"]
+    assert [mask.shape for mask in masks] == [x_seq.shape[1:]] * 3
+
+
+def test_one_step_that_looks_like_a_sequence_has_a_way_out():
+    class Model(nn.Module):
+        step_mode: str
+
+        @nn.compact
+        def __call__(self, x_seq):
+            drop = sd.Dropout1d(0.5, self.step_mode, deterministic=False)
+            x = sd.MultiStep(LIF())(x_seq).mean(0)
+            return drop(x[None])[0] if self.step_mode == "m" else drop(x)
+
+    x_seq = jnp.full((4, 4, 4, 8), 4.0)
+    with pytest.raises(
+        ValueError, match=r"`step_mode='m'` on `x\[None\]`, and take `\[0\]`"
+    ):
+        Model("s").apply({}, x_seq, rngs=RNGS, mutable=["state"])
+    y, updated = Model("m").apply({}, x_seq, rngs=RNGS, mutable=["state"])
+    mask = updated["state"]["Dropout1d_0"]["mask"]
+    np.testing.assert_array_equal(y != 0, jnp.broadcast_to(mask, y.shape))
+
+
+def test_exported_programs_of_any_batch_are_not_in_the_way():
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((STEPS, batch, 8), jnp.float32)
+
+    def run(x_seq):
+        model = LayerByLayer(sd.Dropout(0.5, "m", deterministic=False))
+        return model.apply({}, x_seq, rngs=RNGS)
+
+    exported = jax.export.export(jax.jit(run))(shape)
+    np.testing.assert_array_equal(exported.call(X_SEQ), run(X_SEQ))
