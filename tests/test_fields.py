@@ -10,6 +10,7 @@ import pytest
 
 import snn_dropout as sd
 from snn_dropout import functional
+from tests.depth import cases
 from tests.neurons import LIF
 
 RNGS = {"dropout": jax.random.key(5)}
@@ -53,6 +54,7 @@ DEFAULTS = {
 }
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("item", DEFAULTS, ids=lambda item: item.__name__)
 def test_defaults_are_those_of_the_documentation(item):
     parameters = inspect.signature(item).parameters
@@ -77,7 +79,7 @@ def test_the_first_arguments_may_be_given_by_position():
     assert sd.DropConnectLinear(1, 1).activation is nn.relu
 
 
-@pytest.mark.parametrize("activation", [None, LIF()])
+@cases("activation", [None, LIF()], short=[None])
 @pytest.mark.parametrize(
     ("dtype", "param_dtype", "x_dtype", "expected"),
     [

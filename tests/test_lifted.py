@@ -238,6 +238,7 @@ def assert_leads_on(way, cell, options):
         assert "has none of that name" not in str(error.value)
 
 
+@pytest.mark.short
 @every_way
 @pytest.mark.parametrize("reflex", REFLEXES)
 def test_every_half_measure_leads_on(way, reflex):

@@ -63,6 +63,7 @@ def forget(layer=None, x_seq=X_SEQ, **fields):
     return model.apply({"params": params}, x_seq, rngs=RNGS, mutable=["state"])
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("beside", ["MultiStep", "Dropout", "inference", "DropConnect"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_forgotten_mode_is_noticed_beside_what_runs_over_all_steps(beside, first):

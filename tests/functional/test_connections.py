@@ -48,6 +48,7 @@ def test_forward_and_gradients_equal_an_einsum(inputs_per_mask, size):
         np.testing.assert_allclose(grad, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("inputs_per_mask", [1, 2])
 @pytest.mark.parametrize("outputs", [1, 2**15, 2**17, 2**18 + 1])
 def test_blocks_of_rows_are_every_row_once(inputs_per_mask, outputs):
