@@ -303,8 +303,8 @@ MUTANTS = [
     Mutant(
         "the bias is not dropped",
         "layers/dropconnect.py",
-        "y += jnp.where(bias_mask, bias, jnp.zeros((), bias.dtype))",
-        "y += bias.reshape((1,) * (y.ndim - 1) + (-1,))",
+        "kept = jnp.where(bias_mask, bias.astype(wide), jnp.zeros((), wide))",
+        "kept = bias.astype(wide).reshape((1,) * (y.ndim - 1) + (-1,))",
         "test_dropconnect.py::test_masks_are_independent_over_steps_examples_and_bias",
     ),
     Mutant(
@@ -501,10 +501,201 @@ MUTANTS = [
     Mutant(
         "the accelerators' gradient of the input is not masked",
         "functional/connections.py",
-        "    dx = _masked(words[:, None], dy[:, :, None] * kernel[None, None])"
-        ".sum(3, dtype=x.dtype)",
-        "    dx = (dy[:, :, None] * kernel[None, None]).sum(3, dtype=x.dtype)",
+        "    dx = _masked(words[:, None], dy[:, :, None] * kernel[None, None]).sum(3)",
+        "    dx = (dy[:, :, None] * kernel[None, None]).sum(3)",
         "functional/test_connections.py::test_the_accelerators_form_equals_the_cpus",
+    ),
+    # Rows: the step, the example, the input and the output of a mask.
+    Mutant(
+        "fresh connections: time is reversed",
+        "layers/dropconnect.py",
+        "y = y.reshape(examples, steps, self.out_features)",
+        "y = y.reshape(examples, steps, self.out_features)[:, ::-1]",
+        "laws/test_rows.py::test_where_nothing_is_lost_every_way_is_the_dense_layer",
+    ),
+    Mutant(
+        "fresh connections: steps and examples are swapped",
+        "layers/dropconnect.py",
+        "y = y.reshape(examples, steps, self.out_features)",
+        "y = y.reshape(steps, examples, self.out_features).swapaxes(0, 1)",
+        "laws/test_rows.py::test_where_nothing_is_lost_every_way_is_the_dense_layer",
+    ),
+    Mutant(
+        "fresh connections: the bias has one mask for all steps",
+        "layers/dropconnect.py",
+        "bias_mask = bias_mask.reshape(examples, -1, self.out_features)",
+        "bias_mask = bias_mask.reshape(examples, -1, self.out_features)[:, :1]",
+        "laws/test_rows.py::test_every_row_has_its_own_mask_and_gradients_meet_the_same",
+    ),
+    Mutant(
+        "fresh connections: the second call meets those of the first",
+        "layers/dropconnect.py",
+        'draw(fresh_key(self, f"the masks of {self._where()}"))',
+        "draw(\n                jax.random.fold_in(\n"
+        "                    self.scope.rngs[self.rng_collection].as_jax_rng(), len(name)\n"
+        "                )\n            )",
+        "laws/test_rows.py::test_a_fresh_layer_that_is_called_twice_loses_other_connections",
+    ),
+    Mutant(
+        "a simulation starts from what init makes of the last step",
+        "_simulation.py",
+        "jax.lax.dynamic_index_in_dim(x, 0, keepdims=False)",
+        "jax.lax.dynamic_index_in_dim(x, -1, keepdims=False)",
+        "test_time.py::test_what_init_makes_is_that_of_the_first_step",
+    ),
+    # Words: the exact probability, none of them twice, every bit of the key.
+    Mutant(
+        "the number of a block and the example share a counter",
+        "functional/_words.py",
+        "philox4x32(seed, (zero + jnp.uint32(number), first, zero, index))",
+        "philox4x32(seed, (zero, first + jnp.uint32(number), zero, index))",
+        "functional/test_words.py::test_packed_bits_are_independent_at_every_distance",
+    ),
+    Mutant(
+        "rows have the same words in pairs",
+        "functional/_words.py",
+        "threefry2x32_p.bind(seed[0], seed[1], row, column)",
+        "threefry2x32_p.bind(seed[0], seed[1], row // jnp.uint32(2), column)",
+        "functional/test_words.py::test_no_block_of_words_comes_twice "
+        "functional/test_words.py::test_masks_are_independent_at_every_distance",
+    ),
+    Mutant(
+        "a bit of the key is lost",
+        "functional/_words.py",
+        "    seed = jax.random.bits(key, (2,), jnp.uint32)\n    *rows, length = shape\n",
+        "    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):\n"
+        "        key = jax.random.wrap_key_data(key)\n"
+        "    data = jax.random.key_data(key) & jnp.uint32(2**31 - 1)\n"
+        "    key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))\n"
+        "    seed = jax.random.bits(key, (2,), jnp.uint32)\n    *rows, length = shape\n",
+        "functional/test_words.py::test_every_bit_of_a_key_makes_another_mask",
+    ),
+    Mutant(
+        "one comparison more is won",
+        "functional/_words.py",
+        "< np.uint32(_numerator(q))",
+        "<= np.uint32(_numerator(q))",
+        "functional/test_words.py::test_of_all_words_that_are_compared_exactly_the_share_is_"
+        "kept",
+    ),
+    Mutant(
+        "a probability is rounded down",
+        "functional/_words.py",
+        "min(max(round(q * unit), 1), unit - 1)",
+        "min(max(int(q * unit), 1), unit - 1)",
+        "functional/test_words.py::test_digits_are_those_of_the_nearest_probability",
+    ),
+    Mutant(
+        "p of 1 keeps one bit in 2^23",
+        "functional/bits.py",
+        "    if p in (0, 1):",
+        "    if p == 0:",
+        "functional/test_bits.py::test_limits_of_p",
+    ),
+    # Half precision.
+    Mutant(
+        "the gradient of the kernel is summed in half precision",
+        "functional/connections.py",
+        "zero = jnp.zeros(kernel[rows].shape, wide_dtype(kernel.dtype))",
+        "zero = jnp.zeros(kernel[rows].shape, kernel.dtype)",
+        "test_precision.py::test_sums_of_products_are_wide",
+    ),
+    Mutant(
+        "products of single inputs are summed in half precision",
+        "functional/connections.py",
+        "    wide = wide_dtype(kernel.dtype)\n    total",
+        "    wide = kernel.dtype\n    total",
+        "test_precision.py::test_sums_of_products_are_wide",
+    ),
+    Mutant(
+        "the accelerators' gradient of the kernel is summed in half precision",
+        "functional/connections.py",
+        "outer.sum((0, 1)).astype(out_dtype)",
+        "outer.astype(out_dtype).sum((0, 1), dtype=out_dtype)",
+        "test_precision.py::test_sums_of_products_are_wide",
+    ),
+    Mutant(
+        "the gradient of the bias is summed in half precision",
+        "layers/dropconnect.py",
+        "wide = wide_dtype(bias.dtype)",
+        "wide = bias.dtype",
+        "test_precision.py::test_gradients_of_lost_connections_are_sums_over_all_rows",
+    ),
+    Mutant(
+        "scores of half precision are not widened",
+        "uncertainty.py",
+        "    scores = scores.astype(jnp.float32)\n",
+        "",
+        "test_precision.py::test_scores_of_half_precision_are_averaged_wide",
+    ),
+    Mutant(
+        "the dtype that is asked for is not computed in",
+        "layers/dropconnect.py",
+        "promote_dtype(x_seq, self.kernel, bias, dtype=self.dtype)",
+        "promote_dtype(x_seq, self.kernel, bias, dtype=None)",
+        "test_fields.py::test_dtype_is_that_of_the_computation",
+    ),
+    # Leaves, streams, meshes.
+    Mutant(
+        "rows of another dtype are taken",
+        "_checks.py",
+        "    if old.shape != new.shape or old.dtype != new.dtype:",
+        "    if old.shape != new.shape:",
+        "laws/test_leaves.py::test_rows_of_another_dtype_or_shape_are_refused_and_named",
+    ),
+    Mutant(
+        "a scalar leaf of a sampled neuron has no place for its samples",
+        "_simulation.py",
+        "    return min(ndim, 1)",
+        "    return 1",
+        "laws/test_leaves.py::test_sampled_neurons_keep_the_leaves_of_every_rank_and_dtype",
+    ),
+    Mutant(
+        "sampled neurons start from rest, whatever state is found",
+        "_simulation.py",
+        "        for forgotten in (SOWN, mutable)",
+        "        for forgotten in (mutable, mutable)",
+        "laws/test_leaves.py::test_samples_start_from_the_state_that_is_found",
+    ),
+    Mutant(
+        "the noise of sampled neurons repeats from step to step",
+        "_simulation.py",
+        "folds = time_step * samples + jnp.arange(samples)",
+        "folds = time_step + jnp.arange(samples)",
+        "test_fields.py::test_no_two_samples_or_steps_of_a_random_neuron_have_the_same_noise",
+    ),
+    Mutant(
+        "a sample is folded into one stream only",
+        "uncertainty.py",
+        "keys = jax.tree.map(lambda key: jax.random.fold_in(key, number), streams)",
+        "keys = streams | {\n"
+        "            name: jax.random.fold_in(streams[name], number)\n"
+        "            for name in {'dropout', 'monte_carlo'} & streams.keys()\n"
+        "        }",
+        "laws/test_streams.py::test_monte_carlo_folds_the_sample_into_every_stream",
+    ),
+    Mutant(
+        "held masks are drawn from the stream dropout, whatever the field says",
+        "state.py",
+        "    lazy_key = LazyRng.create(module.scope.rngs[module.rng_collection], name)",
+        "    stream = 'dropout' if module.has_rng('dropout') else module.rng_collection\n"
+        "    lazy_key = LazyRng.create(module.scope.rngs[stream], name)",
+        "laws/test_streams.py::test_each_layer_draws_from_its_own_stream_and_from_no_other",
+    ),
+    Mutant(
+        "masks of connections are split as features are",
+        "functional/_sharding.py",
+        "    return sharding.update(spec=PartitionSpec(*sharding.spec[:1]))",
+        "    return sharding",
+        "test_meshes.py::test_connections_outside_of_jit_are_the_same",
+    ),
+    Mutant(
+        "a batch is split over one axis of the mesh only",
+        "functional/_sharding.py",
+        "    named = named if isinstance(named, tuple) else (named,)",
+        "    named = named[:1] if isinstance(named, tuple) else (named,)",
+        "test_meshes.py::test_connections_of_a_batch_over_two_axes_exchange_nothing_but_"
+        "gradients",
     ),
 ]
 

@@ -264,9 +264,11 @@ def test_packed_bits_are_independent_at_every_distance(shape, p):
     [
         ((64, 64, 64), 0.5),
         ((64, 64, 64), 0.3),
-        ((64, 64, 60), 0.25),  # four bits of each word
-        ((64, 64, 63), 0.5),
-        ((64, 64, 63), 0.3),  # comparisons
+        ((64, 64, 72), 0.5),  # eight bits of each word,
+        ((64, 64, 60), 0.25),  # four,
+        ((64, 64, 66), 0.25),  # two,
+        ((64, 64, 63), 0.5),  # and one;
+        ((64, 64, 63), 0.3),  # comparisons.
         ((2**18,), 0.25),
         ((2048, 128, 1), 0.25),
     ],

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.functional.test_words import assert_all_independent, one_bit_apart
+from tests.laws.catalogue import KINDS, every
 from tests.neurons import LIF, loop
 
 STEPS, EXAMPLES, INPUTS = 3, 4, 6
@@ -147,3 +149,41 @@ def test_masks_and_membranes_in_collections_of_other_names():
     # Nothing but the neurons is left, whatever the collection is called.
     kept = sd.reset_masks(found["masks"])
     assert jax.tree.map(jnp.shape, kept) == {"LIF_0": {"v": (EXAMPLES, 5)}}
+
+
+@every(KINDS, lambda row: row.name in ("Dropout", "DropPath") or "bias" in str(row.leaves))
+def test_every_bit_of_a_users_key_makes_other_masks_of_a_layer(row):
+    """What is folded into a key, names and counters, takes nothing away from it."""
+    x = jnp.ones((512 if row.name == "DropPath" else row.shape[0], *row.shape[1:]))
+
+    @jax.jit
+    @jax.vmap
+    def masks(key):
+        with jax.default_prng_impl("threefry2x32"):
+            return row.masks(x, {"dropout": key})
+
+    for mask in masks(one_bit_apart(2)):
+        assert_all_independent(mask, 1 - row.p)
+
+
+class Nested(nn.Module):
+    """Two dropouts, and below either of two names the same again."""
+
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+        for name in ("a", "b") if self.depth > 1 else ():
+            Nested(self.depth - 1, name=name)(x)
+        sd.Dropout(0.5, deterministic=False, name="drop")(x)
+        sd.Dropout(0.5, deterministic=False, name="c")(x)
+
+
+def test_every_path_has_a_mask_of_its_own():
+    """Names of layers and of what they are in, in their order, make the key."""
+    _, updated = Nested(3).apply(
+        {}, jnp.ones((16, 32)), rngs={"dropout": jax.random.key(0)}, mutable=["state"]
+    )
+    masks = [leaf for leaf in jax.tree.leaves(updated["state"]) if leaf.shape == (16, 32)]
+    assert len(masks) == 2 * (1 + 2 + 4)
+    assert_all_independent(np.stack(masks), 0.5)
