@@ -42,7 +42,9 @@ def other(seed):
 def test_the_table_has_every_fault_and_names_tests_that_exist():
     table = (HERE / "README.md").read_text()
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
-    assert [int(number) for number, _, _ in rows] == list(range(1, 63))
+    numbers = [int(number) for number, _, _ in rows]
+    assert numbers[:62] == list(range(1, 63))
+    assert numbers == sorted(set(numbers))
     for number, _, answer in rows:
         tests = re.findall(r"`([\w/]+\.py)::(\w+)`", answer)
         assert tests or answer.startswith("no test: "), f"fault {number} has no answer"
