@@ -38,30 +38,46 @@ def reset_masks(state: Mapping[str, Any]) -> State:
     return from_leaves({path: leaf for path, leaf in leaves if path[-1] not in MASK_NAMES})
 
 
-def reset_rows(done: jax.Array, state: Any, fresh: Any) -> Any:
+def reset_rows(done: jax.Array, state: Any, fresh: Any, *, axis: Any = None) -> Any:
     """Restarts single examples: row ``n`` is ``fresh`` where ``done[n]``.
 
     ``new[n] = fresh[n] if done[n] else state[n]``, for every leaf
 
+    Blocks that ``nn.scan`` stacks over depth have leaves ``[L, N, ...]``: say
+    ``axis=1``, or name the axis of each branch where there are other leaves too. Without
+    ``axis`` it is the first one, and a leaf that has the length of ``done`` in another
+    axis as well raises: it could be of either kind.
+
     Example::
 
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import snn_dropout as sd
       >>> state, fresh = {'v': jnp.array([5., 7.])}, {'v': jnp.zeros(2)}
-      >>> sd.reset_rows(jnp.array([True, False]), state, fresh)
+      >>> done = jnp.array([True, False])
+      >>> sd.reset_rows(done, state, fresh)
       {'v': Array([0., 7.], dtype=float32)}
+      >>> state = {'blocks': {'v': jnp.ones((3, 2))}, 'last': state}
+      >>> fresh = jax.tree.map(jnp.zeros_like, state)
+      >>> sd.reset_rows(done, state, fresh, axis={'blocks': 1, 'last': 0})['blocks']
+      {'v': Array([[0., 1.],
+             [0., 1.],
+             [0., 1.]], dtype=float32)}
 
     Args:
       done: bool ``[N]``, the examples to restart.
-      state: the running state; every leaf is ``[N, ...]``.
+      state: the running state.
       fresh: a state of the same structure, from :func:`init_state` with a new key.
+      axis: the batch axis of all leaves, or of each branch as ``in_axes`` of
+        ``jax.vmap`` has it: a tree of whole numbers that is a prefix of ``state``.
 
     Returns:
       A state of the same structure.
 
     Raises:
-      ValueError: the structures, shapes or dtypes differ, or a leaf has no
-        batch axis of the length of ``done``.
+      TypeError: ``axis`` is no whole number, nor a tree of them.
+      ValueError: the structures, shapes or dtypes differ, ``axis`` is no prefix of
+        ``state``, a leaf has no batch axis of the length of ``done``, or without
+        ``axis`` more than one.
     """
     _state_checks.check_rows(done)
     ours: Any = jax.tree.structure(state)
@@ -71,9 +87,20 @@ def reset_rows(done: jax.Array, state: Any, fresh: Any) -> Any:
             f"`state` and `fresh` must have the same structure, but have {ours} and "
             f"{theirs}; make both with `init_state`, which draws every mask."
         )
+    axes = _state_checks.check_axes(axis, state)
 
-    def choose(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-        _state_checks.check_row_leaf(jax.tree_util.keystr(path), old, new, done.shape[0])
-        return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), new, old)
+    def choose(path: Any, old: jax.Array, new: jax.Array, given: Any) -> jax.Array:
+        where = jax.tree_util.keystr(path)
+        _state_checks.check_alike(where, old, new)
+        rows = _state_checks.check_batch_axis(where, old.shape, done.shape[0], given)
+        others = [axis for axis in range(old.ndim) if axis != rows]
+        return jnp.where(jnp.expand_dims(done, others), new, old)
 
-    return jax.tree_util.tree_map_with_path(choose, state, fresh)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    chosen = [
+        choose(path, old, new, given)
+        for (path, old), new, given in zip(
+            leaves, jax.tree.leaves(fresh), axes, strict=True
+        )
+    ]
+    return jax.tree.unflatten(ours, chosen)

@@ -234,6 +234,13 @@ MUTANTS = [
         ", old, new)",
         "test_state.py::test_reset_rows_restarts_single_examples_inside_a_scan",
     ),
+    Mutant(
+        "an axis that could be that of the layers is taken for the batch",
+        "_state_checks.py",
+        "    certain = given is not None or len(possible) == 1 or rows == 1",
+        "    certain = True",
+        "test_reset.py::test_stacked_blocks_are_never_restarted_along_the_layers",
+    ),
     # The layers.
     Mutant(
         "init makes a mask",
