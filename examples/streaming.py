@@ -140,7 +140,9 @@ def run(
         number, now = inputs
         rngs = {"dropout": jax.random.fold_in(key, number)}
         fresh = sd.init_state(model, {"params": params}, now.rows, rngs=rngs, train=train)
-        variables = {"params": params, "state": sd.reset_rows(now.starts, state, fresh)}
+        # In words, for there may be as many slots as units.
+        state = sd.reset_rows(now.starts, state, fresh, axis=0)
+        variables = {"params": params, "state": state}
         scores, updated = model.apply(variables, now.rows, train=train, mutable=["state"])
         return updated["state"], scores
 

@@ -130,9 +130,33 @@ def check_rank(
         remedy = f"this looks like {axes}: use `step_mode='{other}'`."
     else:
         remedy = "reshape it, or use the layer for that number of axes."
+    if x.ndim - time == fewest - 1:
+        axis = "x_seq[:, None]" if time else "x[None]"
+        remedy += (
+            f" If it is one example (under `jax.vmap`, say), keep a batch axis of 1, "
+            f"`{axis}`, and give each example a key of its own."
+        )
     raise ValueError(
         f"`{name}` of {layer} must be {wanted} in step_mode='{step_mode}', but got shape "
         f"{tuple(x.shape)}; {remedy}"
+    )
+
+
+def check_has_examples(layer: str, x: Any, step_mode: str) -> None:
+    """Raises if one axis would be taken for the examples that may be their features."""
+    time = 1 if step_mode == "m" else 0
+    if x.ndim - time != 1:
+        return
+    name, axes = ("x_seq", "[T, N, ...]") if time else ("x", "[N, ...]")
+    one, scalars = (
+        ("x_seq[:, None]", "x_seq[..., None]") if time else ("x[None]", "x[:, None]")
+    )
+    raise ValueError(
+        f"`{name}` of {layer} must be {axes} with something behind the examples, but got "
+        f"shape {tuple(x.shape)}, which may be one example without its batch axis: its "
+        f"features would be dropped one by one. For one example (under `jax.vmap`, say), "
+        f"use `{one}` and give each example a key of its own; for a batch of scalars, "
+        f"`{scalars}`."
     )
 
 

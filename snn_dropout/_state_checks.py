@@ -59,7 +59,8 @@ def check_rows(done: Any) -> None:
     if done.dtype != jnp.bool_ or done.ndim != 1:
         raise ValueError(
             f"`done` must be a bool array [N], one element an example, but got "
-            f"{done.dtype}{list(done.shape)}; write for example `done = t >= length`."
+            f"{done.dtype}{list(done.shape)}; write for example `done = t >= length`, and "
+            f"`done[None]` for one example, whose state keeps a batch axis of 1."
         )
 
 

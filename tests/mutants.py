@@ -243,6 +243,13 @@ MUTANTS = [
     ),
     # The layers.
     Mutant(
+        "the features of one example are taken for examples",
+        "layers/dropout.py",
+        '        _checks.check_has_examples("DropPath", x, step_mode)\n',
+        "",
+        "test_whole_sequences.py::test_a_path_is_not_dropped_feature_by_feature_under_vmap",
+    ),
+    Mutant(
         "init makes a mask",
         "layers/dropout.py",
         "deterministic or self.p == 0 or self.is_initializing()",

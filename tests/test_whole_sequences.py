@@ -1,5 +1,7 @@
 """A layer for single steps on a whole sequence: what can be noticed is an error."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -143,3 +145,68 @@ def test_exported_programs_of_any_batch_are_not_in_the_way():
 
     exported = jax.export.export(jax.jit(run))(shape)
     np.testing.assert_array_equal(exported.call(X_SEQ), run(X_SEQ))
+
+
+# One example without a batch axis, as under `jax.vmap`.
+
+
+def vmapped(layer, xs, axis=None):
+    """The layer over single examples, with a key for each, and a batch axis if given."""
+
+    def one(x, key):
+        x = x if axis is None else jnp.expand_dims(x, axis)
+        y, updated = layer.apply({}, x, rngs={"dropout": key}, mutable=["state"])
+        return (y if axis is None else jnp.squeeze(y, axis)), updated["state"]["mask"]
+
+    return jax.vmap(one)(xs, jax.random.split(RNGS["dropout"], len(xs)))
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_a_path_is_not_dropped_feature_by_feature_under_vmap(step_mode):
+    layer = sd.DropPath(0.5, step_mode, deterministic=False)
+    xs = jnp.ones((16, 8) if step_mode == "s" else (16, STEPS, 8))
+    with pytest.raises(ValueError, match=r"one example without its batch axis") as error:
+        vmapped(layer, xs)
+    axis = {"`x[None]`": 0, "`x_seq[:, None]`": 1}
+    (typed,) = [text for text in axis if text in str(error.value)]
+    y, mask = vmapped(layer, xs, axis[typed])
+    assert mask.shape == (16, 1, 1)
+    assert 0 < int(mask.sum()) < 16
+    np.testing.assert_array_equal(y, 2.0 * xs * mask.reshape(-1, *[1] * (xs.ndim - 1)))
+
+
+def test_a_batch_of_scalars_says_so():
+    layer, x = sd.DropPath(0.5, deterministic=False), jnp.ones(64)
+    with pytest.raises(ValueError, match=r"for a batch of scalars, `x\[:, None\]`"):
+        layer.apply({}, x, rngs=RNGS, mutable=["state"])
+    _, updated = layer.apply({}, x[:, None], rngs=RNGS, mutable=["state"])
+    assert updated["state"]["mask"].shape == (64, 1)
+    with pytest.raises(
+        ValueError, match=r"for a batch of scalars, `x_seq\[\.\.\., None\]`"
+    ):
+        layer.clone(step_mode="m").apply({}, jnp.ones((STEPS, 64)), rngs=RNGS)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (sd.Dropout1d, (4, 8)),
+        (sd.Dropout2d, (4, 4, 8)),
+        (sd.Dropout3d, (4, 4, 4, 8)),
+        (partial(sd.DropConnectLinear, 8, 4), (8,)),
+    ],
+)
+def test_layers_of_a_fixed_rank_name_the_batch_axis_of_one_example(make, shape, step_mode):
+    x = jnp.ones(shape if step_mode == "s" else (STEPS, *shape))
+    layer = make(p=0.5, step_mode=step_mode, deterministic=False)
+    typed = r"`x\[None\]`" if step_mode == "s" else r"`x_seq\[:, None\]`"
+    with pytest.raises(ValueError, match=rf"one example .*{typed}.*a key of its own"):
+        jax.eval_shape(lambda x: layer.init(jax.random.key(0), x), x)
+
+
+def test_one_example_is_restarted_with_its_batch_axis():
+    with pytest.raises(ValueError, match=r"`done\[None\]` for one example"):
+        sd.reset_rows(jnp.bool_(True), {"v": jnp.ones(3)}, {"v": jnp.zeros(3)})
+    state, fresh = {"v": jnp.ones((1, 3))}, {"v": jnp.zeros((1, 3))}
+    assert not sd.reset_rows(jnp.bool_(True)[None], state, fresh)["v"].any()

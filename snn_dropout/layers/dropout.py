@@ -182,7 +182,9 @@ class DropPath(_HeldDropout):
 
     Put it behind the residual branch, ``x + DropPath()(branch(x))``: the branch is
     lost for an example at all time steps. The mask is ``[N, 1, ...]``; the axis of
-    time is never taken for the batch.
+    time is never taken for the batch. Under ``jax.vmap`` over single examples keep a
+    batch axis of 1, ``x[None]``, and give each example a key of its own: the first axis
+    of ``[H, W, C]`` can not be told from a batch, and ``[I]`` raises.
 
     Example::
 
@@ -197,7 +199,7 @@ class DropPath(_HeldDropout):
 
     Attributes:
       p: the probability that an example loses the branch, a static number in [0, 1].
-      step_mode: ``'s'`` for one step ``[N, ...]``, ``'m'`` for all ``[T, N, ...]``.
+      step_mode: ``'s'`` for one step ``[N, F, ...]``, ``'m'`` for all ``[T, N, F, ...]``.
       deterministic: True for inference, False for training; field or argument.
       rng_collection: the RNG stream the mask is drawn from.
       state_collection: the collection the mask is stored in.
@@ -209,6 +211,7 @@ class DropPath(_HeldDropout):
 
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
         _checks.check_rank("DropPath", x, step_mode, "N, ...", 1, math.inf)
+        _checks.check_has_examples("DropPath", x, step_mode)
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
         return step_shape[:1] + (1,) * (len(step_shape) - 1)
