@@ -11,10 +11,11 @@ from flax.core.scope import LazyRng
 
 from snn_dropout import _state_checks
 from snn_dropout._surroundings import (
-    drawn,
+    drawn_in_vain,
     note_draw,
     note_find,
     sequences,
+    shapes_of_masks,
     single_steps,
     slices_parameters,
     transforms_around,
@@ -56,8 +57,9 @@ def held(
     where = path_of(module, name)
     if module.has_variable(collection, name):
         stored: jax.Array = module.get_variable(collection, name)
-        _state_checks.check_stored_mask(where, stored, shape, dtype)
-        note_find(module.scope, name)
+        known = tuple(stored.shape) in shapes_of_masks(module.scope, name)
+        _state_checks.check_stored_mask(where, stored, shape, dtype, known=known)
+        note_find(module.scope, name, tuple(stored.shape))
         return stored
     if module.has_variable(collection, f"{name}_p"):
         _state_checks.refuse_lone_rate(path_of(module, f"{name}_p"), name)
@@ -71,6 +73,8 @@ def held(
     _check_stream(module, f"the mask {where}", holds=True)
     if kept and not whole_simulation:
         _check_steps(module, name)
+    for other in shapes_of_masks(module.scope, name):
+        _state_checks.check_one_shape(where, shape, other)
     # The key has the leaf's name in it and no counter: a mask does not depend on what
     # else was drawn, nor on how often a transform traced the layer.
     lazy_key = LazyRng.create(module.scope.rngs[module.rng_collection], name)
@@ -203,7 +207,7 @@ def _check_steps(module: Any, name: str) -> None:
     key = scope.rngs[module.rng_collection].rng
     # Flax traces a scan twice. What is broadcast is there at the second time. (A key that
     # `nn.vmap` splits looks as if it came from the scan.)
-    if (around[0] == "scan" and varies(key)) or drawn(scope, name):
+    if (around[0] == "scan" and varies(key)) or drawn_in_vain(scope, name):
         _state_checks.refuse_redrawn(path_of(module, name), _lifted_remedy(module))
 
 

@@ -9,7 +9,7 @@ from flax.core.scope import CollectionFilter, LazyRng, in_filter
 
 from snn_dropout._checks import check_unchanged
 from snn_dropout._held import check_trace
-from snn_dropout._surroundings import SIMULATION, inside
+from snn_dropout._surroundings import SIMULATION, inside, is_note
 from snn_dropout.state import Leaves, State, from_leaves, to_leaves
 
 # The collection that `sow` writes; it grows at each call, so it can not be carried.
@@ -175,6 +175,8 @@ def _copied(counters: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _restore(counters: dict[Any, Any], saved: Mapping[Any, Any]) -> None:
     for key, value in counters.items():
+        if is_note(key):
+            continue
         if isinstance(value, dict):
             _restore(value, saved.get(key, {}))
         else:

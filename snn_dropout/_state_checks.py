@@ -13,8 +13,20 @@ import jax.numpy as jnp
 from snn_dropout._checks import check_is_array
 
 
-def check_stored_mask(where: str, stored: Any, shape: Sequence[int], dtype: Any) -> None:
-    """Raises unless the stored mask has exactly the shape and dtype of this input's."""
+def check_stored_mask(
+    where: str, stored: Any, shape: Sequence[int], dtype: Any, *, known: bool
+) -> None:
+    """Raises unless the stored mask has exactly the shape and dtype of this input's.
+
+    Args:
+      where: its path.
+      stored: the mask.
+      shape: the shape that the input needs.
+      dtype: the dtype of such masks.
+      known: whether the layer had a mask of that shape in this very call of the model.
+    """
+    if known:
+        check_one_shape(where, shape, tuple(stored.shape))
     if tuple(stored.shape) != tuple(shape) or stored.dtype != dtype:
         raise ValueError(
             f"The mask stored at {where} must fit the input: it has shape "
@@ -22,6 +34,17 @@ def check_stored_mask(where: str, stored: Any, shape: Sequence[int], dtype: Any)
             f"{tuple(shape)} and dtype {jnp.dtype(dtype)}. A mask belongs to one "
             f"simulation: start the next one from the first state, or from "
             f"`reset_masks(state)`."
+        )
+
+
+def check_one_shape(where: str, shape: Sequence[int], other: Sequence[int]) -> None:
+    """Raises if one layer needs masks of two shapes in one call of a model."""
+    if tuple(shape) != tuple(other):
+        raise ValueError(
+            f"A layer must have one mask in a simulation, but that at {where} was called "
+            f"with inputs that need shape {tuple(other)} and shape {tuple(shape)}. Make a "
+            f"second layer for the second input, `self.second = Dropout(...)`, say; inputs "
+            f"of two batches can also be joined into one, `jnp.concatenate([x, x2])`."
         )
 
 

@@ -22,7 +22,8 @@ from jax.extend import core
 
 SIMULATION = "simulation"
 
-_DRAWN = "snn_dropout drew"
+_MASK = "snn_dropout mask"
+_DRAWN, _FOUND = 1, 2
 _SEQUENCES = "snn_dropout sequences"
 _STEPS = "snn_dropout steps"
 
@@ -72,27 +73,30 @@ def slices_parameters(scope: Scope) -> bool | None:
 
 def note_draw(scope: Scope, name: str, shape: tuple[int, ...]) -> None:
     """Notes that the layer of a scope drew a mask in this ``apply``."""
-    _counters(scope)[_DRAWN, name, shape] = 1
+    _counters(scope)[_MASK, name, shape] = _DRAWN
     _drawn_here(scope).add((scope.path, name))
 
 
-def note_find(scope: Scope, name: str) -> None:
+def note_find(scope: Scope, name: str, shape: tuple[int, ...]) -> None:
     """Notes that a mask was there, be it that another trace of the layer drew it."""
     if (scope.path, name) not in _drawn_here(scope):
-        for shape in drawn(scope, name):
-            _counters(scope)[_DRAWN, name, shape] = 0
+        _counters(scope)[_MASK, name, shape] = _FOUND
 
 
-def drawn(scope: Scope, name: str) -> list[tuple[int, ...]]:
-    """Returns the shapes of the masks that the layer of a scope drew in this ``apply``.
+def shapes_of_masks(scope: Scope, name: str) -> list[tuple[int, ...]]:
+    """Returns the shapes of the masks that the layer of a scope had in this ``apply``."""
+    return [key[2] for key in _counters(scope) if is_note(key) and key[1] == name]
 
-    Those are left out that were found in a later trace, as they should be.
-    """
-    return [
-        key[2]
-        for key, count in _counters(scope).items()
-        if isinstance(key, tuple) and key[:2] == (_DRAWN, name) and count
-    ]
+
+def drawn_in_vain(scope: Scope, name: str) -> bool:
+    """Returns whether the layer of a scope drew a mask that no later trace found."""
+    counters = _counters(scope)
+    return any(counters[_MASK, name, s] == _DRAWN for s in shapes_of_masks(scope, name))
+
+
+def is_note(key: Any) -> bool:
+    """Returns whether a key of ``rng_counters`` is of this file."""
+    return isinstance(key, tuple) and key[0] == _MASK
 
 
 def sequences(scope: Scope) -> dict[tuple[int, int], str]:
@@ -108,12 +112,12 @@ def single_steps(scope: Scope) -> dict[tuple[int, ...], str]:
 
 
 def _counters(scope: Scope) -> dict[Any, int]:
-    # With numbers for values, which Flax copies and adds up.
+    # With numbers for values, as Flax expects, and keys that hash alike in each `apply`.
     counters: dict[Any, Any] = scope.rng_counters
     return counters
 
 
 def _drawn_here(scope: Scope) -> set[Any]:
     # A transform makes a root of its own each time that it traces its function.
-    here: set[Any] = vars(scope.root).setdefault(_DRAWN, set())
+    here: set[Any] = vars(scope.root).setdefault(_MASK, set())
     return here

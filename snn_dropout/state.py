@@ -26,7 +26,8 @@ leaf            dtype and shape                                       of
    mode ``'s'`` that would be a new mask at every step, and raises. So it does in
    ``nn.scan`` and ``nn.RNN`` over time, unless they broadcast the state under one
    key (behind ``nn.remat`` or ``nn.jit`` inside of them it can not be seen).
-7. A stored mask that does not fit the input raises. A simulation keeps the masks
+7. A stored mask that does not fit the input raises, and so does a layer that is
+   called with inputs of two widths: each needs its own. A simulation keeps the masks
    and the probability that it started with: another ``p`` counts from the next
    simulation on, but for 0, which drops nothing and reads nothing.
 8. A mask belongs to (key, module path, shape of one step), so every way of

@@ -65,7 +65,8 @@ MUTANTS = [
     Mutant(
         "a stored mask of another batch is taken",
         "_held.py",
-        "        _state_checks.check_stored_mask(where, stored, shape, dtype)\n",
+        "        _state_checks.check_stored_mask("
+        "where, stored, shape, dtype, known=known)\n",
         "",
         "test_state.py::test_a_mask_of_another_batch_raises",
     ),
@@ -151,14 +152,14 @@ MUTANTS = [
     Mutant(
         "a scan over time draws a mask a step",
         "_held.py",
-        'if (around[0] == "scan" and varies(key)) or drawn(scope, name):',
+        'if (around[0] == "scan" and varies(key)) or drawn_in_vain(scope, name):',
         "if False:",
         "test_lifted.py::test_a_mask_per_step_is_refused_with_a_vmap_in_between_and_around",
     ),
     Mutant(
         "a scan over time keeps a mask a step, drawn from one key",
         "_held.py",
-        'if (around[0] == "scan" and varies(key)) or drawn(scope, name):',
+        'if (around[0] == "scan" and varies(key)) or drawn_in_vain(scope, name):',
         "if varies(key):",
         "test_lifted.py::test_every_half_measure_leads_on",
     ),
@@ -172,8 +173,8 @@ MUTANTS = [
     Mutant(
         "what a transform traces twice is taken for a mask a step",
         "_surroundings.py",
-        "            _counters(scope)[_DRAWN, name, shape] = 0",
-        "            pass",
+        "        _counters(scope)[_MASK, name, shape] = _FOUND",
+        "        pass",
         "test_lifted.py::test_a_recurrent_network_in_both_branches_of_nn_cond",
     ),
     Mutant(
@@ -189,6 +190,13 @@ MUTANTS = [
         "    flat = tuple(shape[:1]) == (steps * examples,)",
         "    flat = False",
         "test_whole_sequences.py::test_steps_that_were_made_examples_are_noticed",
+    ),
+    Mutant(
+        "a layer has masks of two shapes in one simulation",
+        "_held.py",
+        "        _state_checks.check_one_shape(where, shape, other)\n",
+        "        pass\n",
+        "test_two_widths.py::test_two_widths_raise_whether_or_not_the_state_is_mutable",
     ),
     # The state of a simulation.
     Mutant(
