@@ -7,7 +7,7 @@ import jax
 from flax.core import Scope, unfreeze
 from flax.core.scope import CollectionFilter, LazyRng, in_filter
 
-from snn_dropout._checks import check_unchanged
+from snn_dropout._time_checks import check_unchanged
 from snn_dropout.state import Leaves, State, check_trace, from_leaves, to_leaves
 
 # The collection that `sow` writes; it grows at each call, so it can not be carried.

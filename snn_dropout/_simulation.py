@@ -10,8 +10,8 @@ from flax.core import Scope
 from flax.core.scope import CollectionFilter, in_filter, subtract_filters, union_filters
 from flax.linen.transforms import decorator_lift_transform
 
-from snn_dropout._checks import check_carried, check_time_axis
 from snn_dropout._scopes import SOWN, PureStep
+from snn_dropout._time_checks import check_carried, check_time_axis
 from snn_dropout.state import (
     Leaves,
     State,

@@ -43,7 +43,7 @@ from flax import errors, traverse_util
 from flax.core import DenyList, Scope, apply, tracers
 from flax.core.scope import CollectionFilter, LazyRng
 
-from snn_dropout import _checks
+from snn_dropout import _checks, _time_checks
 
 MASK_NAMES = ("mask", "kernel_mask", "bias_mask")
 
@@ -107,7 +107,7 @@ def init_state(
       ValueError: a stored mask does not fit ``x``, or the model makes a leaf of
         its state only after ``init``.
     """
-    _checks.check_module("model", model, nn.Module)
+    _time_checks.check_module("model", model, nn.Module)
 
     def step(leaves: Leaves, *, initializing: bool) -> Leaves:
         def call(scope: Any, *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +145,7 @@ def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
     start = step(given, initializing=True) | given
     ahead = step(start, initializing=False)
     for path, leaf in start.items():
-        _checks.check_carried(_name(path), leaf, ahead.get(path, leaf))
+        _time_checks.check_carried(_name(path), leaf, ahead.get(path, leaf))
     # What this step changed has already moved: only what it drew is kept.
     drawn = {path: leaf for path, leaf in ahead.items() if path not in start}
     late = [path for path in drawn if path[-1] not in MASK_NAMES]

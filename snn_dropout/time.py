@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax.core import Scope
 
-from snn_dropout._checks import (
-    check_bound,
+from snn_dropout._checks import check_bound
+from snn_dropout._simulation import first_step, lift, over_time
+from snn_dropout._time_checks import (
     check_collections,
     check_module,
     check_mutable,
     check_no_method,
     check_time_axis,
 )
-from snn_dropout._simulation import first_step, lift, over_time
 
 
 class MultiStep(nn.Module):

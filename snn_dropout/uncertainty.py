@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snn_dropout._checks import check_module, check_no_stored_mask, check_scores
 from snn_dropout._connection_checks import check_count
+from snn_dropout._time_checks import check_module, check_no_stored_mask, check_scores
 from snn_dropout.layers import DropConnectLinear
 from snn_dropout.layers.dropout import _HeldDropout
 from snn_dropout.state import MASK_NAMES, to_leaves

@@ -39,20 +39,22 @@ def test_importing_is_silent_and_brings_jax_and_flax_only():
 MAY_IMPORT = {
     "_checks": set(),
     "_connection_checks": {"_checks"},
+    "_time_checks": {"_checks"},
     "functional": {"_checks", "_connection_checks", "functional"},
-    "state": {"_checks", "functional"},
-    "_scopes": {"_checks", "state"},
-    "_simulation": {"_checks", "state", "_scopes"},
+    "state": {"_checks", "_time_checks", "functional"},
+    "_scopes": {"_time_checks", "state"},
+    "_simulation": {"_time_checks", "state", "_scopes"},
     "layers": {
         "_checks",
         "_connection_checks",
+        "_time_checks",
         "functional",
         "state",
         "_scopes",
         "_simulation",
         "layers",
     },
-    "time": {"_checks", "state", "_simulation"},
+    "time": {"_checks", "_time_checks", "_simulation"},
 }
 
 

@@ -12,7 +12,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 from jax.sharding import NamedSharding
 
-from snn_dropout import _checks, _connection_checks
+from snn_dropout import _checks, _connection_checks, _time_checks
 from snn_dropout._simulation import (
     first_samples,
     first_step,
@@ -311,7 +311,7 @@ class DropConnectLinear(nn.Module):
         first = lift(partial(first_samples, (self.state_collection,)), _call)
         fresh: State = first(self.activation, first_step(z_seq), self.samples_num)
         found: State = self.get_variable(self.state_collection, SAMPLES, fresh)
-        _checks.check_carried(path_of(self, SAMPLES), found, fresh)
+        _time_checks.check_carried(path_of(self, SAMPLES), found, fresh)
         return found
 
     def _keep_samples(self, state: State) -> None:

@@ -1,0 +1,134 @@
+"""Argument checks of whole simulations, and their errors.
+
+As in ``_checks``, every message names the argument, the rule, what was given and what
+to type instead. Nothing here knows Flax.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from snn_dropout._checks import check_is_array
+
+
+def check_time_axis(x_seq: Any) -> Any:
+    """Returns the number of time steps of ``x_seq``, or raises if it has none."""
+    leaves = jax.tree.leaves(x_seq)
+    if not leaves:
+        raise ValueError(
+            "`x_seq` must hold at least one array [T, N, ...], but got none; pass the "
+            "input of all time steps."
+        )
+    for leaf in leaves:
+        check_is_array("x_seq", leaf)
+        if len(leaf.shape) == 0:
+            raise ValueError(
+                "`x_seq` must have a time axis first, [T, N, ...], but got a scalar; add "
+                "one with `x_seq[None]`."
+            )
+    steps = {leaf.shape[0] for leaf in leaves}
+    if len(steps) > 1:
+        raise ValueError(
+            f"The arrays of `x_seq` must have the same number of time steps, but got "
+            f"{', '.join(sorted(map(str, steps)))}; what is the same at every step is "
+            f"another argument."
+        )
+    return steps.pop()  # an integer, or a symbolic dimension during an export
+
+
+def check_mutable(mutable: Any) -> tuple[str, ...]:
+    """Returns the names of ``mutable``, or raises unless they are collections to carry."""
+    names = (mutable,) if isinstance(mutable, str) else mutable
+    check_collections("mutable", names)
+    return tuple(names)
+
+
+def check_collections(name: str, collections: Any) -> None:
+    """Raises unless ``collections`` are names of collections that can be carried."""
+    if not isinstance(collections, (list, tuple, set, frozenset)) or not all(
+        isinstance(collection, str) for collection in collections
+    ):
+        raise TypeError(
+            f"`{name}` must name the collections to carry, but got {collections!r}; write "
+            f"for example `{name}=('batch_stats',)`."
+        )
+    if "params" in collections:
+        raise ValueError(
+            f"`{name}` must not hold 'params', which is the same at every step, but got "
+            f"{collections!r}; leave it out."
+        )
+
+
+def check_module(name: str, module: Any, kind: type) -> None:
+    """Raises unless ``module`` is an instance of ``kind``, the linen module."""
+    if not isinstance(module, kind):
+        is_class = isinstance(module, type)
+        given = f"the class {module.__name__}" if is_class else repr(module)
+        example = f"{module.__name__}()" if is_class else "LIF()"
+        raise TypeError(
+            f"`{name}` must be an instance of a linen module, but got {given}; write for "
+            f"example `{example}`, or wrap a function in `nn.Sequential([function])`."
+        )
+
+
+def check_no_method(kwargs: Any) -> None:
+    """Raises if ``method`` is given, which ``apply`` takes and a simulation does not."""
+    if "method" in kwargs:
+        raise TypeError(
+            f"`simulate` calls the model itself and takes no `method`, but got "
+            f"{kwargs['method']!r}; wrap the method in a module with a `__call__`."
+        )
+
+
+def check_carried(where: str, before: Any, after: Any) -> None:
+    """Raises unless a leaf of the state keeps its structure and shape in a step."""
+
+    def shapes(leaf: Any) -> Any:
+        return jax.tree.map(jnp.shape, leaf)
+
+    if shapes(before) != shapes(after):
+        raise ValueError(
+            f"The leaf {where} must keep its shape from step to step, but it has "
+            f"{shapes(before)} where this input makes {shapes(after)}; start from the "
+            f"first state of this batch, and let `sow` write to 'intermediates'."
+        )
+
+
+def check_unchanged(before: Any, after: Any) -> None:
+    """Raises unless both mappings hold the same leaves."""
+    changed = [path for path in after if after[path] is not before.get(path)]
+    if changed:
+        where = "/".join(map(str, changed[0][1:]))
+        raise RuntimeError(
+            f"A step must only change the state of the module that is run over time, but "
+            f"it changed {where} outside of it; make the module that it calls an attribute "
+            f"of it instead of closing over it."
+        )
+
+
+def check_no_stored_mask(paths: Sequence[str]) -> None:
+    """Raises if there are masks where each simulation has to draw its own."""
+    if paths:
+        raise ValueError(
+            f"`variables` must hold no mask, for each sample draws its own, but there is "
+            f"one at {', '.join(paths)}; leave the state out, or pass "
+            f"`reset_masks(state)`."
+        )
+
+
+def check_scores(scores: Any) -> None:
+    """Raises unless the scores are floats whose last axis is the classes."""
+    if not isinstance(scores, jax.ShapeDtypeStruct | jax.Array) or not jnp.issubdtype(
+        scores.dtype, jnp.floating
+    ):
+        raise TypeError(
+            f"`scores` must return one array of floats, [N, K] for K classes, but "
+            f"returned {scores}; write for example `scores=lambda y_seq: y_seq.mean(0)`."
+        )
+    if len(scores.shape) < 1:
+        raise ValueError(
+            "`scores` must return an array whose last axis is the classes, but returned a "
+            "single number; write for example `scores=lambda y_seq: y_seq.mean(0)`."
+        )
