@@ -24,6 +24,7 @@ from snn_dropout.state import (
 
 def over_time(
     state_collections: tuple[str, ...],
+    two_time_scales: bool,
     function: Callable[..., Any],
     scopes: list[Scope],
     x_seq: Any,
@@ -35,6 +36,7 @@ def over_time(
 
     Args:
       state_collections: carried even where the scopes may not write them.
+      two_time_scales: whether each step is a whole sequence of its own.
       function: takes the scopes, one step of ``x_seq``, and the rest.
       scopes: where the state is found, and left if it may be written.
       x_seq: the inputs of all steps, a pytree.
@@ -44,7 +46,7 @@ def over_time(
     Returns:
       The results of all steps.
     """
-    pure_step = PureStep(function, scopes)
+    pure_step = PureStep(function, scopes, one_step=not two_time_scales)
     carried = _carried(pure_step, state_collections)
     written = union_filters(carried, SOWN if in_filter(pure_step.mutable, SOWN) else False)
 

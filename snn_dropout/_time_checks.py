@@ -13,6 +13,31 @@ import jax.numpy as jnp
 from snn_dropout._checks import check_is_array
 
 
+def check_takes_one_step(kind: str, path: Sequence[str]) -> None:
+    """Raises: a module that takes all steps is handed one step of a simulation."""
+    where = f"{kind} at {'/'.join(path)}" if path else kind
+    takes = "runs over all steps" if kind == "MultiStep" else "is in mode 'm', all steps"
+    remedy = "no `MultiStep`" if kind == "MultiStep" else "`step_mode='s'`"
+    raise ValueError(
+        f"{where} {takes} [T, N, ...], but inside of a simulation it is handed one step "
+        f"[N, ...] and would take the batch for time. Use {remedy} in what `simulate`, "
+        f"`MultiStep`, `monte_carlo` or an activation runs; call a model of whole "
+        f"sequences by itself, `model.apply(variables, x_seq, ...)` or `monte_carlo(..., "
+        f"step_mode='m')`; if each step is a sequence of its own, [T1, T2, N, ...], say "
+        f"so, `MultiStep(module, two_time_scales=True)`."
+    )
+
+
+def check_two_time_scales(two_time_scales: Any) -> None:
+    """Raises unless the field is a bool."""
+    if not isinstance(two_time_scales, bool):
+        raise TypeError(
+            f"`two_time_scales` must be True or False, whether each step of `x_seq` is a "
+            f"sequence of its own, but got {two_time_scales!r}; leave it out for "
+            f"[T, N, ...]."
+        )
+
+
 def check_time_axis(x_seq: Any) -> Any:
     """Returns the number of time steps of ``x_seq``, or raises if it has none."""
     leaves = jax.tree.leaves(x_seq)

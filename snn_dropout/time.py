@@ -1,5 +1,6 @@
 """Whole simulations: any single-step linen module over time, on ``jax.lax.scan``."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax.core import Scope
 
 from snn_dropout._checks import check_bound
+from snn_dropout._scopes import check_whole, in_place
 from snn_dropout._simulation import first_step, lift, over_time
 from snn_dropout._time_checks import (
     check_collections,
@@ -17,6 +19,7 @@ from snn_dropout._time_checks import (
     check_mutable,
     check_no_method,
     check_time_axis,
+    check_two_time_scales,
 )
 
 
@@ -54,15 +57,21 @@ class MultiStep(nn.Module):
       module: the single-step module, in a class, inline or shared.
       state_collections: collections that are carried even where they are not
         mutable, for neurons that keep their state under another name.
+      two_time_scales: whether each step of ``x_seq`` is a sequence of its own,
+        ``[T1, T2, N, ...]``, and the module one of whole sequences. Otherwise layers in
+        mode ``'m'`` and another ``MultiStep`` raise inside of this one, for they would
+        take the batch for time.
     """
 
     module: nn.Module
     state_collections: tuple[str, ...] = ("state",)
+    two_time_scales: bool = False
 
     def __post_init__(self) -> None:
         """Checks the fields."""
         check_module("module", self.module, nn.Module)
         check_collections("state_collections", self.state_collections)
+        check_two_time_scales(self.two_time_scales)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -70,7 +79,7 @@ class MultiStep(nn.Module):
         module, scope = self.module, self.scope
         assert scope is not None
         assert module.scope is not None
-        if module.scope.parent is scope:
+        if module.scope.parent == scope:
             _bind(module, scope.rewound())
 
     def __call__(self, x_seq: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,17 +96,21 @@ class MultiStep(nn.Module):
           ``T`` times.
 
         Raises:
-          TypeError, ValueError: ``x_seq`` has no time axis, or the module makes a
-            leaf of its state only after ``init``.
+          TypeError, ValueError: ``x_seq`` has no time axis, the module makes a leaf of
+            its state only after ``init``, or something that takes all steps is inside of
+            what runs one step.
           RuntimeError: it is called alone, not by ``apply`` or in another module.
         """
         check_bound("MultiStep", self.scope)
+        check_whole(self)
         steps = check_time_axis(x_seq)
         if self.is_initializing():
-            y = self.module(first_step(x_seq), *args, **kwargs)
+            first = lift(partial(in_place, not self.two_time_scales), _step)
+            y = first(self, first_step(x_seq), *args, **kwargs)
             return jax.tree.map(lambda y: jnp.broadcast_to(y, (steps, *jnp.shape(y))), y)
 
-        run = lift(partial(over_time, self.state_collections), _step)
+        settings = self.state_collections, self.two_time_scales
+        run = lift(partial(over_time, *settings), _step)
         return run(self, x_seq, *args, **kwargs)
 
 
@@ -155,7 +168,8 @@ def simulate(
 
     Raises:
       TypeError, ValueError: ``x_seq`` has no time axis, ``mutable`` holds
-        ``'params'``, or the model makes a leaf of its state only after ``init``.
+        ``'params'``, the model makes a leaf of its state only after ``init``, or a layer
+        in mode ``'m'`` or a ``MultiStep`` is in it.
     """
     check_module("model", model, nn.Module)
     check_no_method(kwargs)
@@ -170,9 +184,11 @@ def simulate(
 def _bind(module: nn.Module, scope: Scope) -> None:
     # `nn.share_scope` would leave the modules below with the keys of a path that has
     # this field in it: other parameters and masks than those of the bare module.
+    before = module.scope
     object.__setattr__(module, "scope", scope)
-    for child in module._state.children.values():
-        if isinstance(child, nn.Module):
+    fields = [getattr(module, field.name) for field in dataclasses.fields(module)]
+    for child in jax.tree.leaves(fields):
+        if isinstance(child, nn.Module) and child.scope and child.scope.parent == before:
             assert child.name is not None
             _bind(child, scope.push(child.name, reuse=True))
 

@@ -54,7 +54,7 @@ MAY_IMPORT = {
         "_simulation",
         "layers",
     },
-    "time": {"_checks", "_time_checks", "_simulation"},
+    "time": {"_checks", "_time_checks", "_scopes", "_simulation"},
 }
 
 

@@ -13,6 +13,7 @@ from flax.typing import Dtype, Initializer
 from jax.sharding import NamedSharding
 
 from snn_dropout import _checks, _connection_checks, _time_checks
+from snn_dropout._scopes import check_whole
 from snn_dropout._simulation import (
     first_samples,
     first_step,
@@ -166,6 +167,7 @@ class DropConnectLinear(nn.Module):
         self, x_seq: jax.Array, deterministic: bool | None = None
     ) -> jax.Array:
         """Runs all steps ``[T, N, I]``, whatever ``step_mode`` is; see ``__call__``."""
+        check_whole(self)
         self._check_input(x_seq, "m")
         return self._forward(x_seq, deterministic, whole=True)
 
@@ -266,7 +268,7 @@ class DropConnectLinear(nn.Module):
         if self.is_initializing() or not whole:
             y = self.activation(first_step(z_seq))
             return jnp.broadcast_to(y, (len(z_seq), *y.shape))
-        step = lift(partial(over_time, (self.state_collection,)), _call)
+        step = lift(partial(over_time, (self.state_collection,), False), _call)
         y_seq: jax.Array = step(self.activation, z_seq)
         return y_seq
 

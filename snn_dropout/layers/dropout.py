@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from snn_dropout import _checks
+from snn_dropout._scopes import check_whole
 from snn_dropout.functional.masks import apply_mask, draw_mask_like
 from snn_dropout.state import held
 
@@ -82,6 +83,8 @@ class _HeldDropout(nn.Module, abc.ABC):
         self, x: jax.Array, deterministic: bool | None, step_mode: str
     ) -> jax.Array:
         _checks.check_bound(type(self).__name__, self.scope)
+        if step_mode == "m":
+            check_whole(self)
         deterministic = self._merge_deterministic(deterministic)
         self._check_rank(x, step_mode)
         if self._drops_nothing(deterministic):
