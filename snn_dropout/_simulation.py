@@ -25,6 +25,7 @@ from snn_dropout.state import (
 def over_time(
     state_collections: tuple[str, ...],
     two_time_scales: bool,
+    first_time_step: int | jax.Array,
     function: Callable[..., Any],
     scopes: list[Scope],
     x_seq: Any,
@@ -37,6 +38,7 @@ def over_time(
     Args:
       state_collections: carried even where the scopes may not write them.
       two_time_scales: whether each step is a whole sequence of its own.
+      first_time_step: the number of the first step, which is folded into its keys.
       function: takes the scopes, one step of ``x_seq``, and the rest.
       scopes: where the state is found, and left if it may be written.
       x_seq: the inputs of all steps, a pytree.
@@ -66,7 +68,7 @@ def over_time(
         return _only(after, carried), (y, _only(after, SOWN))
 
     start = first_state(ahead, pure_step.leaves(carried))
-    time_steps = jnp.arange(check_time_axis(x_seq))
+    time_steps = _numbers(first_time_step, check_time_axis(x_seq))
     last, (y_seq, sown) = jax.lax.scan(step, start, (time_steps, x_seq))
     pure_step.write(last | _appended(pure_step.leaves(SOWN), sown))
     return y_seq
@@ -171,6 +173,13 @@ def lift(transform: Callable[..., Any], function: Callable[..., Any]) -> Callabl
         lambda core: partial(transform, core), function
     )
     return lifted
+
+
+def _numbers(first: int | jax.Array, steps: Any) -> jax.Array:
+    numbers = jnp.arange(steps)
+    if isinstance(first, int) and first == 0:
+        return numbers
+    return numbers + jnp.asarray(first, numbers.dtype)
 
 
 def _carried(pure_step: PureStep, state_collections: tuple[str, ...]) -> CollectionFilter:

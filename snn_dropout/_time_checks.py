@@ -4,6 +4,7 @@ As in ``_checks``, every message names the argument, the rule, what was given an
 to type instead. Nothing here knows Flax.
 """
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,26 @@ def check_takes_one_step(kind: str, path: Sequence[str]) -> None:
         f"step_mode='m')`; if each step is a sequence of its own, [T1, T2, N, ...], say "
         f"so, `MultiStep(module, two_time_scales=True)`."
     )
+
+
+def check_first_time_step(first: Any) -> None:
+    """Raises unless ``first`` is the number of a time step, static or traced."""
+    example = "write for example `first_time_step=steps_so_far`, or leave it out for 0"
+    is_array = hasattr(first, "dtype") and hasattr(first, "shape")
+    is_number = isinstance(first, numbers.Integral) and not isinstance(first, bool)
+    if not is_number and not (
+        is_array and first.shape == () and jnp.issubdtype(first.dtype, jnp.integer)
+    ):
+        given = f"{first.dtype}{list(first.shape)}" if is_array else repr(first)
+        raise TypeError(
+            f"`first_time_step` must be one integer, the number of the first step of "
+            f"`x_seq` in the simulation, but got {given}; {example}."
+        )
+    if is_number and not 0 <= first < 2**31:
+        raise ValueError(
+            f"`first_time_step` must be in [0, 2^31), the number of the first step of "
+            f"`x_seq` in the simulation, but got {first}; {example}."
+        )
 
 
 def check_two_time_scales(two_time_scales: Any) -> None:

@@ -15,6 +15,7 @@ from snn_dropout._scopes import check_whole, in_place
 from snn_dropout._simulation import first_step, lift, over_time
 from snn_dropout._time_checks import (
     check_collections,
+    check_first_time_step,
     check_module,
     check_mutable,
     check_no_method,
@@ -36,7 +37,8 @@ class MultiStep(nn.Module):
     last one; where it is not, it runs on a state of its own and leaves nothing
     behind. A leaf that is missing
     is what ``init`` makes, a mask that is missing is drawn before the first
-    step. What is random anew at each step draws from ``fold_in(key, t)``.
+    step. What is random anew at each step draws from ``fold_in(key, t)``, where ``t``
+    goes on from ``first_time_step``.
 
     Every mutable collection but ``params`` is carried from step to step. What
     ``sow`` puts into ``intermediates`` is stacked over time instead.
@@ -82,13 +84,21 @@ class MultiStep(nn.Module):
         if module.scope.parent == scope:
             _bind(module, scope.rewound())
 
-    def __call__(self, x_seq: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        x_seq: Any,
+        *args: Any,
+        first_time_step: int | jax.Array = 0,
+        **kwargs: Any,
+    ) -> Any:
         """Runs the module once for each time step.
 
         Args:
           x_seq: the input ``[T, N, ...]``, or a pytree of such arrays; the module
             is called with ``x_seq[t]``.
           *args: passed on, the same at every step.
+          first_time_step: the number of the first step of ``x_seq``, where it is a chunk
+            of a longer simulation, as for :func:`simulate`.
           **kwargs: passed on, the same at every step.
 
         Returns:
@@ -104,12 +114,13 @@ class MultiStep(nn.Module):
         check_bound("MultiStep", self.scope)
         check_whole(self)
         steps = check_time_axis(x_seq)
+        check_first_time_step(first_time_step)
         if self.is_initializing():
             first = lift(partial(in_place, not self.two_time_scales), _step)
             y = first(self, first_step(x_seq), *args, **kwargs)
             return jax.tree.map(lambda y: jnp.broadcast_to(y, (steps, *jnp.shape(y))), y)
 
-        settings = self.state_collections, self.two_time_scales
+        settings = self.state_collections, self.two_time_scales, first_time_step
         run = lift(partial(over_time, *settings), _step)
         return run(self, x_seq, *args, **kwargs)
 
@@ -121,6 +132,7 @@ def simulate(
     *args: Any,
     rngs: Any = None,
     mutable: str | Iterable[str] = (),
+    first_time_step: int | jax.Array = 0,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs a whole simulation: ``model.apply`` over time with ``jax.lax.scan``.
@@ -131,11 +143,17 @@ def simulate(
     training step::
 
       state = init_state(model, variables, x_seq[0], rngs={'dropout': key})
-      for t, x in enumerate(x_seq):
+      for t, x in enumerate(x_seq, first_time_step):
         y, updated = model.apply(
           {**variables, 'state': state}, x,
           rngs={'dropout': fold_in(key, t)}, mutable=['state'])
         state = updated['state']
+
+    A chunk of a longer simulation starts from the state that the last chunk returned,
+    under the same key; ``first_time_step`` is the number of steps before it. Then the
+    chunks are the whole, what is fresh at every step included. (A layer in mode ``'m'``
+    numbers its own steps: there each chunk needs a key of its own, ``fold_in(key,
+    chunk)``. Masks that are held are in the state already.)
 
     Example::
 
@@ -160,6 +178,8 @@ def simulate(
         returned, such as ``batch_stats``; ``intermediates`` is stacked over time.
         What is missing of a collection is what ``init`` makes, also of one that
         ``sow`` adds to: give its zero in ``variables``.
+      first_time_step: the number of the first step of ``x_seq`` in the simulation, an
+        integer, which may be traced.
       **kwargs: further keyword arguments of the model, the same at every step.
 
     Returns:
@@ -176,7 +196,13 @@ def simulate(
     carried = sorted({"state", *check_mutable(mutable)})
     multi_step = MultiStep(model.clone(parent=None), parent=None)
     y_seq, mutated = multi_step.apply(
-        variables, x_seq, *args, rngs=rngs, mutable=carried, **kwargs
+        variables,
+        x_seq,
+        *args,
+        rngs=rngs,
+        mutable=carried,
+        first_time_step=first_time_step,
+        **kwargs,
     )
     return y_seq, dict(mutated)
 

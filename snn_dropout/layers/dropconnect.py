@@ -268,7 +268,7 @@ class DropConnectLinear(nn.Module):
         if self.is_initializing() or not whole:
             y = self.activation(first_step(z_seq))
             return jnp.broadcast_to(y, (len(z_seq), *y.shape))
-        step = lift(partial(over_time, (self.state_collection,), False), _call)
+        step = lift(partial(over_time, (self.state_collection,), False, 0), _call)
         y_seq: jax.Array = step(self.activation, z_seq)
         return y_seq
 
