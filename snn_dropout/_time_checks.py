@@ -142,6 +142,27 @@ def check_carried(where: str, before: Any, after: Any) -> None:
         )
 
 
+def check_none_late(paths: Sequence[str]) -> None:
+    """Raises if there are leaves that no state can have before the first step."""
+    if paths:
+        raise ValueError(
+            f"The state must have all of its leaves before the first step, but {paths[0]} "
+            f"is made by the first call and not by `init`, so its first value is not "
+            f"known. Run that step by itself, `y, updated = model.apply(variables, "
+            f"x_seq[0], ..., mutable=['state'])`, and the scan over `x_seq[1:]` from "
+            f"`updated['state']`; or use `simulate` or `MultiStep`, which do so."
+        )
+
+
+def check_settled(paths: Sequence[str]) -> None:
+    """Raises if there are leaves that a step after the first one makes."""
+    if paths:
+        raise ValueError(
+            f"A neuron must make all of its state in its first call, but {paths[0]} "
+            f"appeared in a later one; let the neuron make it at once."
+        )
+
+
 def check_unchanged(before: Any, after: Any) -> None:
     """Raises unless both mappings hold the same leaves."""
     changed = [path for path in after if after[path] is not before.get(path)]

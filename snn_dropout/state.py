@@ -30,7 +30,7 @@ leaf            dtype and shape                                       of
 9. A mask is never born inside a raw JAX transform within a module: that raises
    (behind a lifted transform inside the raw one it can not be seen).
 10. Neurons are other people's: any collection can be carried, see
-    ``MultiStep`` and ``simulate``.
+    ``MultiStep`` and ``simulate``, also one that is made in the first call only.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,8 +104,8 @@ def init_state(
 
     Raises:
       flax.errors.InvalidRngError: a mask is to be drawn and its stream is missing.
-      ValueError: a stored mask does not fit ``x``, or the model makes a leaf of
-        its state only after ``init``.
+      ValueError: a stored mask does not fit ``x``, or the model makes a leaf of its
+        state only in its first call, so that no carry can hold it before.
     """
     _time_checks.check_module("model", model, nn.Module)
 
@@ -113,7 +113,8 @@ def init_state(
         def call(scope: Any, *args: Any, **kwargs: Any) -> Any:
             return model.clone(parent=scope, _deep_clone=True)(*args, **kwargs)
 
-        mutable = written_ahead(initializing, "params" in variables)
+        by_init = written_by_init("params" in variables)
+        mutable = by_init if initializing else DenyList("params")
         stepped = apply(call, mutable=mutable, flags={"initializing": initializing})
         given = {**variables, **from_leaves(leaves)}
         _, mutated = stepped(given, x, *args, rngs=rngs, **kwargs)
@@ -122,13 +123,15 @@ def init_state(
     def state_of(collections: Mapping[str, Any]) -> Leaves:
         return to_leaves({state_collection: collections.get(state_collection, {})})
 
-    state: State = from_leaves(first_state(step, state_of(variables)))
+    first, late = first_state(step, state_of(variables))
+    _time_checks.check_none_late([name_of(path) for path in late])
+    state: State = from_leaves(first)
     found: State = state.get(state_collection, {})
     return found
 
 
-def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
-    """Completes a state so that one step leaves its structure unchanged.
+def first_state(step: Callable[..., Leaves], given: Leaves) -> tuple[Leaves, Leaves]:
+    """Completes a state so that one step leaves its structure unchanged, if it can be.
 
     Args:
       step: takes leaves and ``initializing``, runs one step and returns the
@@ -136,35 +139,30 @@ def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
       given: the leaves that exist; they are returned as they are.
 
     Returns:
-      The given leaves, those that ``init`` makes, and every mask.
+      The given leaves, those that ``init`` makes, and every mask; and the leaves that
+      only the first step makes, as they are after it: their first value is not known.
 
     Raises:
-      ValueError: a leaf that is no mask appears only after ``init``, or a leaf
-        changes its shape.
+      ValueError: a leaf changes its shape.
     """
     start = step(given, initializing=True) | given
     ahead = step(start, initializing=False)
     for path, leaf in start.items():
-        _time_checks.check_carried(_name(path), leaf, ahead.get(path, leaf))
+        _time_checks.check_carried(name_of(path), leaf, ahead.get(path, leaf))
     # What this step changed has already moved: only what it drew is kept.
-    drawn = {path: leaf for path, leaf in ahead.items() if path not in start}
-    late = [path for path in drawn if path[-1] not in MASK_NAMES]
-    if late:
-        raise ValueError(
-            f"Every leaf of a carried collection must be made by `init`, but "
-            f"{_name(late[0])} appeared only in a later call, so its first value is not "
-            f"known; create it while `self.is_initializing()` too."
-        )
-    return start | drawn
+    new = {path: leaf for path, leaf in ahead.items() if path not in start}
+    drawn = {path: leaf for path, leaf in new.items() if path[-1] in MASK_NAMES}
+    late = {path: leaf for path, leaf in new.items() if path not in drawn}
+    return start | drawn, late
 
 
-def written_ahead(initializing: bool, has_params: bool) -> CollectionFilter:
-    """Returns what a step ahead of the simulation may write; all of it is thrown away.
+def written_by_init(has_params: bool) -> CollectionFilter:
+    """Returns what a step that is told that ``init`` runs may write, for the first state.
 
     Some modules (``nn.WeightNorm``) write their parameters when ``init`` runs. Where
     there are no parameters at all, Flax's own error about them is the clearest.
     """
-    return True if initializing and has_params else DenyList("params")
+    return True if has_params else DenyList("params")
 
 
 def reset_masks(state: Mapping[str, Any]) -> State:
@@ -324,7 +322,7 @@ def check_trace(scope: Scope, what: str) -> None:
 
 def path_of(module: Any, *names: str) -> str:
     """Returns where a layer keeps its state, in words."""
-    return _name((module.state_collection, *module.path, *names))
+    return name_of((module.state_collection, *module.path, *names))
 
 
 def to_leaves(collection: Mapping[str, Any]) -> Leaves:
@@ -349,6 +347,7 @@ def _check_stream(module: Any, purpose: str) -> None:
         )
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def name_of(path: tuple[Any, ...]) -> str:
+    """Returns a path in words."""
     # The number of a scope, in front of a path, says nothing to a reader.
     return "/".join(part for part in path if isinstance(part, str))

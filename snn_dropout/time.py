@@ -37,7 +37,8 @@ class MultiStep(nn.Module):
     last one; where it is not, it runs on a state of its own and leaves nothing
     behind. A leaf that is missing
     is what ``init`` makes, a mask that is missing is drawn before the first
-    step. What is random anew at each step draws from ``fold_in(key, t)``, where ``t``
+    step. Where neurons make a leaf only in their first call, that step runs before
+    the scan. What is random anew at each step draws from ``fold_in(key, t)``, where ``t``
     goes on from ``first_time_step``.
 
     Every mutable collection but ``params`` is carried from step to step. What
@@ -106,9 +107,9 @@ class MultiStep(nn.Module):
           ``T`` times.
 
         Raises:
-          TypeError, ValueError: ``x_seq`` has no time axis, the module makes a leaf of
-            its state only after ``init``, or something that takes all steps is inside of
-            what runs one step.
+          TypeError, ValueError: ``x_seq`` has no time axis, a leaf of the state changes
+            from step to step, or something that takes all steps is inside of what runs
+            one step.
           RuntimeError: it is called alone, not by ``apply`` or in another module.
         """
         check_bound("MultiStep", self.scope)
@@ -188,8 +189,8 @@ def simulate(
 
     Raises:
       TypeError, ValueError: ``x_seq`` has no time axis, ``mutable`` holds
-        ``'params'``, the model makes a leaf of its state only after ``init``, or a layer
-        in mode ``'m'`` or a ``MultiStep`` is in it.
+        ``'params'``, a leaf of the state changes from step to step, or a layer in mode
+        ``'m'`` or a ``MultiStep`` is in the model.
     """
     check_module("model", model, nn.Module)
     check_no_method(kwargs)

@@ -12,7 +12,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 from jax.sharding import NamedSharding
 
-from snn_dropout import _checks, _connection_checks, _time_checks
+from snn_dropout import _checks, _connection_checks
 from snn_dropout._scopes import check_whole
 from snn_dropout._simulation import (
     first_samples,
@@ -310,11 +310,11 @@ class DropConnectLinear(nn.Module):
         return self.p > 0 and isinstance(self.activation, nn.Module)
 
     def _samples(self, z_seq: jax.Array) -> State:
-        first = lift(partial(first_samples, (self.state_collection,)), _call)
-        fresh: State = first(self.activation, first_step(z_seq), self.samples_num)
-        found: State = self.get_variable(self.state_collection, SAMPLES, fresh)
-        _time_checks.check_carried(path_of(self, SAMPLES), found, fresh)
-        return found
+        found: State | None = self.get_variable(self.state_collection, SAMPLES)
+        settings = (self.state_collection,), found, path_of(self, SAMPLES)
+        first = lift(partial(first_samples, *settings), _call)
+        state: State = first(self.activation, first_step(z_seq), self.samples_num)
+        return state
 
     def _keep_samples(self, state: State) -> None:
         if state:
