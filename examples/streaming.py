@@ -126,11 +126,14 @@ def run(
     state: Any,
     chunk: Chunk,
     key: jax.Array,
-    first_step: int | jax.Array = 0,
+    first_time_step: int | jax.Array = 0,
     *,
     train: bool,
 ) -> tuple[Any, jax.Array]:
     """Runs a chunk and restarts each slot where its stream starts.
+
+    The key is the same for all chunks: each step folds its number in, and numbers go on
+    from chunk to chunk, as ``simulate`` does with its argument of the same name.
 
     Returns:
       The state behind the chunk and the scores ``[T, N, 10]``.
@@ -143,10 +146,12 @@ def run(
         # In words, for there may be as many slots as units.
         state = sd.reset_rows(now.starts, state, fresh, axis=0)
         variables = {"params": params, "state": state}
-        scores, updated = model.apply(variables, now.rows, train=train, mutable=["state"])
+        scores, updated = model.apply(
+            variables, now.rows, train=train, rngs=rngs, mutable=["state"]
+        )
         return updated["state"], scores
 
-    numbers = first_step + jnp.arange(len(chunk.rows))
+    numbers = first_time_step + jnp.arange(len(chunk.rows))
     return jax.lax.scan(step, state, (numbers, chunk))
 
 
@@ -165,16 +170,18 @@ def train(
     schedule = optax.cosine_decay_schedule(2e-3, options.chunks)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
-    def loss(params: Any, state: Any, chunk: Chunk, key: jax.Array) -> tuple[Any, Any]:
-        state, scores = run(model, params, state, chunk, key, train=True)
+    key = jax.random.key(1)
+
+    def loss(params: Any, state: Any, chunk: Chunk, first: jax.Array) -> tuple[Any, Any]:
+        state, scores = run(model, params, state, chunk, key, first, train=True)
         each = optax.softmax_cross_entropy_with_integer_labels(scores, chunk.labels)
         return (each * chunk.seen).sum() / chunk.seen.sum().clip(1), state
 
     @jax.jit
-    def train_step(carry: tuple[Any, Any, Any], chunk: Chunk, key: jax.Array) -> Any:
+    def train_step(carry: tuple[Any, Any, Any], chunk: Chunk, first: jax.Array) -> Any:
         params, moments, state = carry
         # The state that comes in is no function of the parameters here: gradients end.
-        grads, state = jax.grad(loss, has_aux=True)(params, state, chunk, key)
+        grads, state = jax.grad(loss, has_aux=True)(params, state, chunk, first)
         updates, moments = optimizer.update(grads, moments)
         return optax.apply_updates(params, updates), moments, state
 
@@ -182,8 +189,7 @@ def train(
     params = model.init(jax.random.key(0), rows, train=False)["params"]
     carry = params, optimizer.init(params), first_state(model, params, rows, train=True)
     for number in range(1, options.chunks + 1):
-        key = jax.random.fold_in(jax.random.key(1), number)
-        carry = train_step(carry, next(chunks), key)
+        carry = train_step(carry, next(chunks), (number - 1) * options.steps)
         if number == options.chunks or number % -(-options.chunks // 5) == 0:
             yield number, carry[0]
 

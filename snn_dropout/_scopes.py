@@ -4,16 +4,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-from flax.core import Scope, unfreeze
+from flax.core import Scope, freeze, unfreeze
 from flax.core.scope import CollectionFilter, LazyRng, in_filter
 
-from snn_dropout._checks import check_unchanged
 from snn_dropout._held import check_trace
 from snn_dropout._surroundings import SIMULATION, inside, is_note
+from snn_dropout._time_checks import check_takes_one_step, check_unchanged
 from snn_dropout.state import Leaves, State, from_leaves, to_leaves
 
 # The collection that `sow` writes; it grows at each call, so it can not be carried.
 SOWN = "intermediates"
+
+# The flag of a scope that is handed one step of a simulation. Flax hands flags down to the
+# scopes below, through lifted transforms too, and traces `nn.jit` anew for each.
+ONE_STEP = "snn_dropout_one_step"
 
 
 class PureStep:
@@ -27,17 +31,17 @@ class PureStep:
     Args:
       function: takes a list of scopes, then any arguments.
       scopes: the scopes to copy; one may lie below another.
+      one_step: whether the function is handed one step ``[N, ...]``, where layers in
+        mode ``'m'`` would take the batch for time.
     """
 
-    def __init__(self, function: Callable[..., Any], scopes: list[Scope]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], scopes: list[Scope], *, one_step: bool = True
+    ) -> None:
         self._function = function
+        self._one_step = one_step
         self._scopes = scopes
-        listed = set(scopes)
-        self._tops = [
-            scope
-            for scope in dict.fromkeys(scopes)
-            if not any(ancestor in listed for ancestor in _ancestors(scope))
-        ]
+        self._tops = _topmost(scopes)
         self._counters = [_copied(scope.rng_counters) for scope in scopes]
 
     @property
@@ -87,21 +91,15 @@ class PureStep:
                 path=scope.path,
                 # What is lifted around a whole simulation has nothing to do with its steps.
                 debug_path=inside(SIMULATION, scope.debug_path),
-                flags={**scope.flags, "initializing": initializing},
+                flags={
+                    **scope.flags,
+                    "initializing": initializing,
+                    ONE_STEP: self._one_step,
+                },
             )
             for index, scope in enumerate(self._tops)
         }
-        copies = []
-        for scope in self._scopes:
-            lineage = [scope, *_ancestors(scope)]
-            depth = next(i for i, ancestor in enumerate(lineage) if ancestor in tops)
-            copy = tops[lineage[depth]]
-            for below in reversed(lineage[:depth]):
-                copy = copy.push(below.name, reuse=True)
-            # A shared scope has keys and counters that are not those of its path.
-            copy.rngs = _folded(scope.rngs, time_step)
-            copy.rng_counters = scope.rng_counters
-            copies.append(copy)
+        copies = _copies(self._scopes, tops, time_step)
         outside = self._outside()
         result = self._function(copies, *args, **kwargs)
         check_unchanged(outside, self._outside())
@@ -122,6 +120,38 @@ class PureStep:
 
     def _outside(self) -> Leaves:
         return _leaves(dict.fromkeys(scope.root for scope in self._scopes), True)
+
+
+def in_place(
+    one_step: bool,
+    function: Callable[..., Any],
+    scopes: list[Scope],
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Calls a function of scopes, as it is, but for their flag.
+
+    Args:
+      one_step: whether it is handed one step ``[N, ...]``.
+      function: takes the scopes, then the arguments.
+      scopes: where it reads and writes.
+      *args: its arguments.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The function's result.
+    """
+    tops = {scope: scope.rewound() for scope in _topmost(scopes)}
+    for copy in tops.values():
+        copy.flags = freeze({**copy.flags, ONE_STEP: one_step})
+    return function(_copies(scopes, tops), *args, **kwargs)
+
+
+def check_whole(module: Any) -> None:
+    """Raises if a module that takes all steps is handed one step of a simulation."""
+    if module.scope is not None and module.scope.flags.get(ONE_STEP, False):
+        check_takes_one_step(type(module).__name__, module.path)
 
 
 def _variables(
@@ -149,6 +179,34 @@ def _below(leaves: Leaves, index: int) -> State:
     return from_leaves(
         {path[1:]: leaf for path, leaf in leaves.items() if path[0] == index}
     )
+
+
+def _topmost(scopes: list[Scope]) -> list[Scope]:
+    listed = set(scopes)
+    return [
+        scope
+        for scope in dict.fromkeys(scopes)
+        if not any(ancestor in listed for ancestor in _ancestors(scope))
+    ]
+
+
+def _copies(
+    scopes: list[Scope], tops: Mapping[Scope, Scope], time_step: jax.Array | None = None
+) -> list[Scope]:
+    # The copies of the topmost scopes are given; those below are made of them.
+    made = dict(tops)
+
+    def copied(scope: Scope) -> Scope:
+        if scope not in made:
+            assert scope.parent is not None
+            made[scope] = copied(scope.parent).push(scope.name, reuse=True)
+        copy = made[scope]
+        # A shared scope has keys and counters that are not those of its path.
+        copy.rngs = _folded(scope.rngs, time_step)
+        copy.rng_counters = scope.rng_counters
+        return copy
+
+    return [copied(scope) for scope in scopes]
 
 
 def _ancestors(scope: Scope) -> Iterator[Scope]:

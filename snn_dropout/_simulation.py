@@ -10,20 +10,25 @@ from flax.core import Scope
 from flax.core.scope import CollectionFilter, in_filter, subtract_filters, union_filters
 from flax.linen.transforms import decorator_lift_transform
 
-from snn_dropout._checks import check_carried, check_time_axis
 from snn_dropout._scopes import SOWN, PureStep
+from snn_dropout._time_checks import check_carried, check_settled, check_time_axis
 from snn_dropout.state import (
     Leaves,
     State,
     first_state,
     from_leaves,
+    path_name,
     to_leaves,
-    written_ahead,
+    written_by_init,
 )
+
+Step = Callable[[Leaves, Any], tuple[Leaves, Any]]
 
 
 def over_time(
     state_collections: tuple[str, ...],
+    two_time_scales: bool,
+    first_time_step: int | jax.Array,
     function: Callable[..., Any],
     scopes: list[Scope],
     x_seq: Any,
@@ -35,6 +40,8 @@ def over_time(
 
     Args:
       state_collections: carried even where the scopes may not write them.
+      two_time_scales: whether each step is a whole sequence of its own.
+      first_time_step: the number of the first step, which is folded into its keys.
       function: takes the scopes, one step of ``x_seq``, and the rest.
       scopes: where the state is found, and left if it may be written.
       x_seq: the inputs of all steps, a pytree.
@@ -44,12 +51,13 @@ def over_time(
     Returns:
       The results of all steps.
     """
-    pure_step = PureStep(function, scopes)
+    pure_step = PureStep(function, scopes, one_step=not two_time_scales)
     carried = _carried(pure_step, state_collections)
     written = union_filters(carried, SOWN if in_filter(pure_step.mutable, SOWN) else False)
 
     def ahead(leaves: Leaves, *, initializing: bool) -> Leaves:
-        mutable = written_ahead(initializing, bool(pure_step.leaves("params")))
+        by_init = written_by_init(bool(pure_step.leaves("params")))
+        mutable = by_init if initializing else written
         first = (first_step(x_seq), *args)
         _, after = pure_step(
             leaves, first, kwargs, mutable=mutable, initializing=initializing
@@ -63,15 +71,18 @@ def over_time(
         )
         return _only(after, carried), (y, _only(after, SOWN))
 
-    start = first_state(ahead, pure_step.leaves(carried))
-    time_steps = jnp.arange(check_time_axis(x_seq))
-    last, (y_seq, sown) = jax.lax.scan(step, start, (time_steps, x_seq))
+    start, late = first_state(ahead, pure_step.leaves(carried))
+    steps = check_time_axis(x_seq)
+    inputs = (_numbers(first_time_step, steps), x_seq)
+    last, (y_seq, sown) = _scan(step, start, late, steps, inputs)
     pure_step.write(last | _appended(pure_step.leaves(SOWN), sown))
     return y_seq
 
 
 def first_samples(
     state_collections: tuple[str, ...],
+    found: State | None,
+    where: str,
     function: Callable[..., Any],
     scopes: list[Scope],
     z: jax.Array,
@@ -82,17 +93,19 @@ def first_samples(
 
     Args:
       state_collections: carried even where the scopes may not write them.
+      found: the state of the copies that is there already, or None.
+      where: where that is, in words.
       function: takes the scopes and ``[N, O]``.
       scopes: where the function finds what is no state.
       z: the input of one step, ``[N, O]``; neurons read its shape.
       samples: the number of copies, ``S``.
 
     Returns:
-      The state that is found, else what ``init`` makes, ``S`` times: leaves
-      ``[N, S, ...]``.
+      What was found, else the state of one copy, else what ``init`` makes, ``S`` times:
+      leaves ``[N, S, ...]``.
 
     Raises:
-      ValueError: the state that is found is of another batch.
+      ValueError: the state that is found is of another batch or number of copies.
     """
     pure_step = PureStep(function, scopes)
     mutable = _carried(pure_step, state_collections)
@@ -101,8 +114,21 @@ def first_samples(
         for forgotten in (SOWN, mutable)
     )
     for path, leaf in first.items():
-        check_carried("/".join(path[1:]), leaf, anew[path])
-    return _from_leaves({path: _repeated(leaf, samples) for path, leaf in first.items()})
+        check_carried(path_name(path), leaf, anew.get(path, leaf))
+    fresh = _from_leaves(_repeated(first, samples))
+    if found is None:
+        return fresh
+
+    def after() -> State:
+        _, leaves = pure_step(first, (z,), {}, mutable=mutable)
+        return _from_leaves(_repeated(leaves, samples))
+
+    made = to_leaves(fresh)
+    given, allowed = to_leaves(found), to_leaves(jax.eval_shape(after)) | made
+    for path in {**made, **given}:
+        name = f"{where}/{path_name(path)}"
+        check_carried(name, given.get(path, ()), allowed.get(path, ()))
+    return found
 
 
 def sampled_over_time(
@@ -134,24 +160,33 @@ def sampled_over_time(
     pure_step = PureStep(function, scopes)
     mutable = _carried(pure_step, state_collections)
     start = {(int(path[0]), *path[1:]): leaf for path, leaf in to_leaves(state).items()}
-    axes = {path: _sample_axis(leaf.ndim - 1) for path, leaf in start.items()}
 
     def sample(leaves: Leaves, fold: jax.Array, z: jax.Array) -> tuple[Leaves, jax.Array]:
         y, after = pure_step(leaves, (z,), {}, mutable=mutable, time_step=fold)
         return after, y
 
+    one = jax.tree.map(_without_samples, start)
+    z = jax.ShapeDtypeStruct(mean_seq.shape[1:], mean_seq.dtype)
+    made, _ = jax.eval_shape(sample, one, jax.ShapeDtypeStruct((), jnp.int32), z)
+    for path, leaf in one.items():
+        check_carried(path_name(path), leaf, made.get(path, leaf))
+    after = jax.tree.map(_sample_axis, made)
+    late = {path: leaf for path, leaf in made.items() if path not in one}
+
     def step(leaves: Leaves, inputs: Any) -> tuple[Leaves, jax.Array]:
         time_step, key, mean, deviation = inputs
         normals = jax.random.normal(key, (samples, 1, mean.shape[-1]), mean.dtype)
         folds = time_step * samples + jnp.arange(samples)
-        leaves, y = jax.vmap(sample, in_axes=(axes, 0, 0), out_axes=(axes, 0))(
+        before = {path: after[path] for path in leaves}
+        leaves, y = jax.vmap(sample, in_axes=(before, 0, 0), out_axes=(after, 0))(
             leaves, folds, mean[None] + deviation[None] * normals
         )
         return leaves, y.mean(0)
 
     steps = len(mean_seq)
     inputs = (jnp.arange(steps), jax.random.split(key, steps), mean_seq, deviation_seq)
-    last, y_seq = jax.lax.scan(step, start, inputs)
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), late)
+    last, y_seq = _scan(step, start, _repeated(blank, samples), steps, inputs)
     return _from_leaves(last), y_seq
 
 
@@ -169,6 +204,41 @@ def lift(transform: Callable[..., Any], function: Callable[..., Any]) -> Callabl
         lambda core: partial(transform, core), function
     )
     return lifted
+
+
+def _scan(step: Step, start: Leaves, late: Leaves, steps: Any, inputs: Any) -> Any:
+    """Runs ``jax.lax.scan``, but for the first step where it is what makes some leaves.
+
+    The structure of a carry is fixed; neurons that start at rest when there is no state
+    have all of it only behind their first call.
+    """
+    if not late:
+        return jax.lax.scan(step, start, inputs)
+    if isinstance(steps, int) and steps == 0:
+        last, outputs = jax.lax.scan(step, start | late, inputs)
+        return {path: last[path] for path in start}, outputs
+
+    def steady(leaves: Leaves, inputs: Any) -> tuple[Leaves, Any]:
+        after, outputs = step(leaves, inputs)
+        check_settled([path_name(path) for path in after if path not in leaves])
+        for path, leaf in leaves.items():
+            check_carried(path_name(path), leaf, after[path])
+        return after, outputs
+
+    behind, first = step(start, first_step(inputs))
+    last, rest = jax.lax.scan(steady, behind, jax.tree.map(lambda x: x[1:], inputs))
+    return last, jax.tree.map(_prepended, first, rest)
+
+
+def _prepended(first: Any, rest: jax.Array) -> jax.Array:
+    return jnp.concatenate([jnp.expand_dims(first, 0), rest])
+
+
+def _numbers(first: int | jax.Array, steps: Any) -> jax.Array:
+    numbers = jnp.arange(steps)
+    if isinstance(first, int) and first == 0:
+        return numbers
+    return numbers + jnp.asarray(first, numbers.dtype)
 
 
 def _carried(pure_step: PureStep, state_collections: tuple[str, ...]) -> CollectionFilter:
@@ -189,14 +259,23 @@ def _appended(before: Leaves, sown: Leaves) -> Leaves:
     }
 
 
-def _sample_axis(ndim: int) -> int:
+def _sample_axis(leaf: Any) -> int:
     # Behind the batch, so that every leaf of the state has the batch first.
-    return min(ndim, 1)
+    return min(jnp.ndim(leaf), 1)
 
 
-def _repeated(leaf: jax.Array, samples: int) -> jax.Array:
-    axis = _sample_axis(jnp.ndim(leaf))
-    return jnp.repeat(jnp.expand_dims(leaf, axis), samples, axis)
+def _repeated(leaves: Leaves, samples: int) -> Leaves:
+    def repeated(leaf: jax.Array) -> jax.Array:
+        axis = _sample_axis(leaf)
+        return jnp.repeat(jnp.expand_dims(leaf, axis), samples, axis)
+
+    made: Leaves = jax.tree.map(repeated, leaves)
+    return made
+
+
+def _without_samples(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    axis = min(leaf.ndim - 1, 1)
+    return jax.ShapeDtypeStruct(leaf.shape[:axis] + leaf.shape[axis + 1 :], leaf.dtype)
 
 
 def _only(leaves: Leaves, collections: CollectionFilter) -> Leaves:

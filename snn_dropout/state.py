@@ -35,7 +35,7 @@ leaf            dtype and shape                                       of
 9. A mask is never born inside a raw JAX transform within a module: that raises
    (behind a lifted transform inside the raw one it can not be seen).
 10. Neurons are other people's: any collection can be carried, see
-    ``MultiStep`` and ``simulate``.
+    ``MultiStep`` and ``simulate``, also one that is made in the first call only.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ from flax import traverse_util
 from flax.core import DenyList, apply
 from flax.core.scope import CollectionFilter
 
-from snn_dropout import _checks
+from snn_dropout import _time_checks
 
 MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")
 
@@ -107,16 +107,17 @@ def init_state(
 
     Raises:
       flax.errors.InvalidRngError: a mask is to be drawn and its stream is missing.
-      ValueError: a stored mask does not fit ``x``, or the model makes a leaf of
-        its state only after ``init``.
+      ValueError: a stored mask does not fit ``x``, or the model makes a leaf of its
+        state only in its first call, so that no carry can hold it before.
     """
-    _checks.check_module("model", model, nn.Module)
+    _time_checks.check_module("model", model, nn.Module)
 
     def step(leaves: Leaves, *, initializing: bool) -> Leaves:
         def call(scope: Any, *args: Any, **kwargs: Any) -> Any:
             return model.clone(parent=scope, _deep_clone=True)(*args, **kwargs)
 
-        mutable = written_ahead(initializing, "params" in variables)
+        by_init = written_by_init("params" in variables)
+        mutable = by_init if initializing else DenyList("params")
         stepped = apply(call, mutable=mutable, flags={"initializing": initializing})
         given = {**variables, **from_leaves(leaves)}
         _, mutated = stepped(given, x, *args, rngs=rngs, **kwargs)
@@ -125,13 +126,15 @@ def init_state(
     def state_of(collections: Mapping[str, Any]) -> Leaves:
         return to_leaves({state_collection: collections.get(state_collection, {})})
 
-    state: State = from_leaves(first_state(step, state_of(variables)))
+    first, late = first_state(step, state_of(variables))
+    _time_checks.check_none_late([path_name(path) for path in late])
+    state: State = from_leaves(first)
     found: State = state.get(state_collection, {})
     return found
 
 
-def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
-    """Completes a state so that one step leaves its structure unchanged.
+def first_state(step: Callable[..., Leaves], given: Leaves) -> tuple[Leaves, Leaves]:
+    """Completes a state so that one step leaves its structure unchanged, if it can be.
 
     Args:
       step: takes leaves and ``initializing``, runs one step and returns the
@@ -139,35 +142,30 @@ def first_state(step: Callable[..., Leaves], given: Leaves) -> Leaves:
       given: the leaves that exist; they are returned as they are.
 
     Returns:
-      The given leaves, those that ``init`` makes, and every mask.
+      The given leaves, those that ``init`` makes, and every mask; and the leaves that
+      only the first step makes, as they are after it: their first value is not known.
 
     Raises:
-      ValueError: a leaf that is no mask appears only after ``init``, or a leaf
-        changes its shape.
+      ValueError: a leaf changes its shape.
     """
     start = step(given, initializing=True) | given
     ahead = step(start, initializing=False)
     for path, leaf in start.items():
-        _checks.check_carried(path_name(path), leaf, ahead.get(path, leaf))
+        _time_checks.check_carried(path_name(path), leaf, ahead.get(path, leaf))
     # What this step changed has already moved: only what it drew is kept.
-    drawn = {path: leaf for path, leaf in ahead.items() if path not in start}
-    late = [path for path in drawn if path[-1] not in MASK_NAMES]
-    if late:
-        raise ValueError(
-            f"Every leaf of a carried collection must be made by `init`, but "
-            f"{path_name(late[0])} appeared only in a later call, so its first value is "
-            f"not known; create it while `self.is_initializing()` too."
-        )
-    return start | drawn
+    new = {path: leaf for path, leaf in ahead.items() if path not in start}
+    drawn = {path: leaf for path, leaf in new.items() if path[-1] in MASK_NAMES}
+    late = {path: leaf for path, leaf in new.items() if path not in drawn}
+    return start | drawn, late
 
 
-def written_ahead(initializing: bool, has_params: bool) -> CollectionFilter:
-    """Returns what a step ahead of the simulation may write; all of it is thrown away.
+def written_by_init(has_params: bool) -> CollectionFilter:
+    """Returns what a step that is told that ``init`` runs may write, for the first state.
 
     Some modules (``nn.WeightNorm``) write their parameters when ``init`` runs. Where
     there are no parameters at all, Flax's own error about them is the clearest.
     """
-    return True if initializing and has_params else DenyList("params")
+    return True if has_params else DenyList("params")
 
 
 def to_leaves(collection: Mapping[str, Any]) -> Leaves:

@@ -1,5 +1,6 @@
 """Whole simulations: any single-step linen module over time, on ``jax.lax.scan``."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -9,16 +10,19 @@ import jax
 import jax.numpy as jnp
 from flax.core import Scope
 
-from snn_dropout._checks import (
-    check_bound,
+from snn_dropout._checks import check_bound
+from snn_dropout._held import note_sequence
+from snn_dropout._scopes import check_whole, in_place
+from snn_dropout._simulation import first_step, lift, over_time
+from snn_dropout._time_checks import (
     check_collections,
+    check_first_time_step,
     check_module,
     check_mutable,
     check_no_method,
     check_time_axis,
+    check_two_time_scales,
 )
-from snn_dropout._held import note_sequence
-from snn_dropout._simulation import first_step, lift, over_time
 
 
 class MultiStep(nn.Module):
@@ -34,7 +38,9 @@ class MultiStep(nn.Module):
     last one; where it is not, it runs on a state of its own and leaves nothing
     behind. A leaf that is missing
     is what ``init`` makes, a mask that is missing is drawn before the first
-    step. What is random anew at each step draws from ``fold_in(key, t)``.
+    step. Where neurons make a leaf only in their first call, that step runs before
+    the scan. What is random anew at each step draws from ``fold_in(key, t)``, where ``t``
+    goes on from ``first_time_step``.
 
     Every mutable collection but ``params`` is carried from step to step. What
     ``sow`` puts into ``intermediates`` is stacked over time instead.
@@ -55,15 +61,21 @@ class MultiStep(nn.Module):
       module: the single-step module, in a class, inline or shared.
       state_collections: collections that are carried even where they are not
         mutable, for neurons that keep their state under another name.
+      two_time_scales: whether each step of ``x_seq`` is a sequence of its own,
+        ``[T1, T2, N, ...]``, and the module one of whole sequences. Otherwise layers in
+        mode ``'m'`` and another ``MultiStep`` raise inside of this one, for they would
+        take the batch for time.
     """
 
     module: nn.Module
     state_collections: tuple[str, ...] = ("state",)
+    two_time_scales: bool = False
 
     def __post_init__(self) -> None:
         """Checks the fields."""
         check_module("module", self.module, nn.Module)
         check_collections("state_collections", self.state_collections)
+        check_two_time_scales(self.two_time_scales)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -71,16 +83,24 @@ class MultiStep(nn.Module):
         module, scope = self.module, self.scope
         assert scope is not None
         assert module.scope is not None
-        if module.scope.parent is scope:
+        if module.scope.parent == scope:
             _bind(module, scope.rewound())
 
-    def __call__(self, x_seq: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        x_seq: Any,
+        *args: Any,
+        first_time_step: int | jax.Array = 0,
+        **kwargs: Any,
+    ) -> Any:
         """Runs the module once for each time step.
 
         Args:
           x_seq: the input ``[T, N, ...]``, or a pytree of such arrays; the module
             is called with ``x_seq[t]``.
           *args: passed on, the same at every step.
+          first_time_step: the number of the first step of ``x_seq``, where it is a chunk
+            of a longer simulation, as for :func:`simulate`.
           **kwargs: passed on, the same at every step.
 
         Returns:
@@ -88,18 +108,23 @@ class MultiStep(nn.Module):
           ``T`` times.
 
         Raises:
-          TypeError, ValueError: ``x_seq`` has no time axis, or the module makes a
-            leaf of its state only after ``init``.
+          TypeError, ValueError: ``x_seq`` has no time axis, a leaf of the state changes
+            from step to step, or something that takes all steps is inside of what runs
+            one step.
           RuntimeError: it is called alone, not by ``apply`` or in another module.
         """
         check_bound("MultiStep", self.scope)
+        check_whole(self)
         steps = check_time_axis(x_seq)
         note_sequence(self, x_seq)
+        check_first_time_step(first_time_step)
         if self.is_initializing():
-            y = self.module(first_step(x_seq), *args, **kwargs)
+            first = lift(partial(in_place, not self.two_time_scales), _step)
+            y = first(self, first_step(x_seq), *args, **kwargs)
             return jax.tree.map(lambda y: jnp.broadcast_to(y, (steps, *jnp.shape(y))), y)
 
-        run = lift(partial(over_time, self.state_collections), _step)
+        settings = self.state_collections, self.two_time_scales, first_time_step
+        run = lift(partial(over_time, *settings), _step)
         return run(self, x_seq, *args, **kwargs)
 
 
@@ -110,6 +135,7 @@ def simulate(
     *args: Any,
     rngs: Any = None,
     mutable: str | Iterable[str] = (),
+    first_time_step: int | jax.Array = 0,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs a whole simulation: ``model.apply`` over time with ``jax.lax.scan``.
@@ -120,11 +146,17 @@ def simulate(
     training step::
 
       state = init_state(model, variables, x_seq[0], rngs={'dropout': key})
-      for t, x in enumerate(x_seq):
+      for t, x in enumerate(x_seq, first_time_step):
         y, updated = model.apply(
           {**variables, 'state': state}, x,
           rngs={'dropout': fold_in(key, t)}, mutable=['state'])
         state = updated['state']
+
+    A chunk of a longer simulation starts from the state that the last chunk returned,
+    under the same key; ``first_time_step`` is the number of steps before it. Then the
+    chunks are the whole, what is fresh at every step included. (A layer in mode ``'m'``
+    numbers its own steps: there each chunk needs a key of its own, ``fold_in(key,
+    chunk)``. Masks that are held are in the state already.)
 
     Example::
 
@@ -149,6 +181,8 @@ def simulate(
         returned, such as ``batch_stats``; ``intermediates`` is stacked over time.
         What is missing of a collection is what ``init`` makes, also of one that
         ``sow`` adds to: give its zero in ``variables``.
+      first_time_step: the number of the first step of ``x_seq`` in the simulation, an
+        integer, which may be traced.
       **kwargs: further keyword arguments of the model, the same at every step.
 
     Returns:
@@ -157,14 +191,21 @@ def simulate(
 
     Raises:
       TypeError, ValueError: ``x_seq`` has no time axis, ``mutable`` holds
-        ``'params'``, or the model makes a leaf of its state only after ``init``.
+        ``'params'``, a leaf of the state changes from step to step, or a layer in mode
+        ``'m'`` or a ``MultiStep`` is in the model.
     """
     check_module("model", model, nn.Module)
     check_no_method(kwargs)
     carried = sorted({"state", *check_mutable(mutable)})
     multi_step = MultiStep(model.clone(parent=None), parent=None)
     y_seq, mutated = multi_step.apply(
-        variables, x_seq, *args, rngs=rngs, mutable=carried, **kwargs
+        variables,
+        x_seq,
+        *args,
+        rngs=rngs,
+        mutable=carried,
+        first_time_step=first_time_step,
+        **kwargs,
     )
     return y_seq, dict(mutated)
 
@@ -172,9 +213,11 @@ def simulate(
 def _bind(module: nn.Module, scope: Scope) -> None:
     # `nn.share_scope` would leave the modules below with the keys of a path that has
     # this field in it: other parameters and masks than those of the bare module.
+    before = module.scope
     object.__setattr__(module, "scope", scope)
-    for child in module._state.children.values():
-        if isinstance(child, nn.Module):
+    fields = [getattr(module, field.name) for field in dataclasses.fields(module)]
+    for child in jax.tree.leaves(fields):
+        if isinstance(child, nn.Module) and child.scope and child.scope.parent == before:
             assert child.name is not None
             _bind(child, scope.push(child.name, reuse=True))
 

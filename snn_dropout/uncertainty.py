@@ -1,14 +1,22 @@
 """Uncertainty by Monte-Carlo dropout: whole simulations, each under a mask of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snn_dropout._checks import check_module, check_no_stored_mask, check_scores
+from snn_dropout._checks import check_step_mode
 from snn_dropout._connection_checks import check_count
+from snn_dropout._time_checks import (
+    check_module,
+    check_mutable,
+    check_no_stored_mask,
+    check_scores,
+    check_time_axis,
+)
 from snn_dropout.layers import DropConnectLinear
 from snn_dropout.layers.dropout import _HeldDropout
 from snn_dropout.state import MASK_NAMES, to_leaves
@@ -46,8 +54,10 @@ def monte_carlo(
     *args: Any,
     rngs: Any,
     samples: int,
+    step_mode: str = "s",
     scores: Scores = time_average,
     at_once: int = 8,
+    mutable: str | Iterable[str] = (),
     **kwargs: Any,
 ) -> Uncertainty:
     """Simulates in inference, but for the masks: drawn anew for each sample, and held.
@@ -75,14 +85,21 @@ def monte_carlo(
       ((2, 3), (2,))
 
     Args:
-      model: a single-step linen module.
+      model: a linen module: of single steps where ``step_mode`` is ``'s'``, which
+        :func:`simulate` runs; of whole sequences where it is ``'m'`` (layers in mode
+        ``'m'``, neurons in ``MultiStep``), which ``apply`` calls once for each sample.
+        Held masks are the same in both, bit for bit.
       variables: its variables, as for :func:`simulate`.
       x_seq: the input ``[T, N, ...]``, or a pytree of such arrays.
       *args: further arguments of the model, those of inference.
       rngs: the keys; each sample's are made of them with ``fold_in``.
       samples: how many simulations, ``S``.
+      step_mode: what the model takes, ``'s'`` or ``'m'``.
       scores: makes class scores (logits) ``[N, K]`` of the outputs of all steps.
       at_once: how many simulations run together.
+      mutable: further collections that are carried, as for :func:`simulate`; in mode
+        ``'m'`` all that the model may write, as for ``apply``: ``'state'`` for one that
+        steps layers in mode ``'s'`` itself, with ``nn.RNN`` say.
       **kwargs: further keyword arguments of the model, those of inference.
 
     Returns:
@@ -98,6 +115,9 @@ def monte_carlo(
     information).
     """
     check_module("model", model, nn.Module)
+    check_step_mode(step_mode)
+    check_time_axis(x_seq)
+    written = check_mutable(mutable)
     check_count("samples", samples)
     check_count("at_once", at_once)
     check_no_stored_mask(_stored_masks(variables))
@@ -111,8 +131,10 @@ def monte_carlo(
 
     def sample(number: jax.Array) -> jax.Array:
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, number), streams)
+        run = model.apply if step_mode == "m" else partial(simulate, model)
+        given = {"rngs": keys, "mutable": list(written), **kwargs}
         with nn.intercept_methods(_drop_all_the_same):
-            y_seq, _ = simulate(model, variables, x_seq, *args, rngs=keys, **kwargs)
+            y_seq, _ = run(variables, x_seq, *args, **given)
         return scores(y_seq)
 
     def add(total: _Total, numbers: jax.Array) -> tuple[_Total, None]:

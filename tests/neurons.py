@@ -55,6 +55,40 @@ class AdaptiveLIF(nn.Module):
         return fired
 
 
+class LateLIF(nn.Module):
+    """Starts at rest where there is no state, and makes none in `init`.
+
+    So do the neurons of a library whose state is one leaf, a pytree of any kind.
+    """
+
+    @nn.compact
+    def __call__(self, x):
+        carried = self.is_mutable_collection("state") and not self.is_initializing()
+        carry = self.get_variable("state", "carry") if carried else None
+        v, last = (jnp.zeros_like(x), jnp.zeros_like(x)) if carry is None else carry
+        potential = (v + x - last) / 2
+        fired = spike(potential - 1)
+        if carried:
+            self.put_variable("state", "carry", (potential * (1 - fired), fired))
+        if self.is_mutable_collection("rates") and not self.is_initializing():
+            self.sow("rates", "rate", fired.mean())
+        return fired
+
+
+class LateVariable(nn.Module):
+    """The same with Flax's own variables, of which a part is made by `init`."""
+
+    @nn.compact
+    def __call__(self, x):
+        if self.is_initializing():
+            return spike(x - 1)
+        v = self.variable("state", "v", jnp.zeros_like, x)
+        potential = (v.value + x) / 2
+        fired = spike(potential - 1)
+        v.value = potential * (1 - fired)
+        return fired
+
+
 class Net(nn.Module):
     """Two layers of neurons, two dropouts; `train` and a gain pass through the call."""
 

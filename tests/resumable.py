@@ -62,9 +62,14 @@ def update(run, x_seq):
     state = sd.reset_rows(done, run["state"], fresh)
 
     def loss(params):
-        rngs = {"dropout": jax.random.fold_in(key, chunk)}
         variables = {"params": params, "state": state}
-        y_seq, updated = sd.simulate(Net(), variables, x_seq, rngs=rngs)
+        y_seq, updated = sd.simulate(
+            Net(),
+            variables,
+            x_seq,
+            rngs={"dropout": key},
+            first_time_step=chunk * STEPS,
+        )
         return ((y_seq.mean(0) - 1) ** 2).mean(), updated["state"]
 
     (value, state), grads = jax.value_and_grad(loss, has_aux=True)(run["params"])

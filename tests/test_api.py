@@ -40,17 +40,19 @@ def test_importing_is_silent_and_brings_jax_and_flax_only():
 MAY_IMPORT = {
     "_checks": set(),
     "_connection_checks": {"_checks"},
+    "_time_checks": {"_checks"},
     "_state_checks": {"_checks"},
     "functional": {"_checks", "_connection_checks", "functional"},
-    "state": {"_checks", "functional"},
+    "state": {"_checks", "_time_checks", "functional"},
     "reset": {"_state_checks", "state"},
     "_surroundings": set(),
     "_held": {"_state_checks", "_surroundings", "state"},
-    "_scopes": {"_checks", "_held", "_surroundings", "state"},
-    "_simulation": {"_checks", "state", "_scopes"},
+    "_scopes": {"_time_checks", "_held", "_surroundings", "state"},
+    "_simulation": {"_time_checks", "state", "_scopes"},
     "layers": {
         "_checks",
         "_connection_checks",
+        "_time_checks",
         "functional",
         "_held",
         "state",
@@ -58,7 +60,7 @@ MAY_IMPORT = {
         "_simulation",
         "layers",
     },
-    "time": {"_checks", "_held", "state", "_simulation"},
+    "time": {"_checks", "_held", "_time_checks", "_scopes", "_simulation"},
 }
 
 

@@ -567,24 +567,6 @@ def test_neurons_with_several_leaves_in_a_collection_of_another_name(named, x_se
         np.testing.assert_array_equal(model.apply(params, x_seq, rngs=RNGS), y_loop)
 
 
-def test_a_leaf_that_init_does_not_make_raises(x_seq):
-    class Late(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            if self.is_initializing():
-                return x
-            v = self.variable("state", "v", jnp.zeros_like, x)
-            v.value = v.value + x
-            return v.value
-
-    for run in (
-        sd.init_state,
-        lambda *args, rngs: sd.simulate(args[0], {}, x_seq, rngs=rngs),
-    ):
-        with pytest.raises(ValueError, match=r"made by `init`, but .*v appeared only"):
-            run(Late(), {}, x_seq[0], rngs=None)
-
-
 def test_reset_masks_drops_every_kind_of_mask():
     state = {
         "a": {"kernel_mask": jnp.ones(2), "bias_mask": jnp.ones(2), "v": jnp.ones(2)},

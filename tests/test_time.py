@@ -206,19 +206,6 @@ def test_inside_nn_vmap_each_row_has_its_own_mask(x_seq):
     np.testing.assert_array_equal(alone, y_seq)
 
 
-def test_nested_simulations_hold_one_mask(x_seq):
-    nested = sd.MultiStep(sd.MultiStep(Net()))
-    chunks = jnp.stack([x_seq, -x_seq])
-    variables = nested.init(KEY, chunks)
-    chex.assert_trees_all_equal(variables, Net().init(KEY, x_seq[0]))
-    flat = chunks.reshape(10, 3, 8)
-    whole, updated = sd.simulate(Net(), variables, flat, train=True, rngs=RNGS)
-    y, kept = nested.apply(variables, chunks, train=True, rngs=RNGS, mutable=["state"])
-    np.testing.assert_array_equal(y.reshape(whole.shape), whole)
-    chex.assert_trees_all_equal(kept, updated)
-    np.testing.assert_array_equal(nested.apply(variables, chunks, train=True, rngs=RNGS), y)
-
-
 def test_a_module_whose_child_is_called_module(x_seq):
     class Wrapper(nn.Module):
         def setup(self):

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from snn_dropout import _checks, _connection_checks
 from snn_dropout._held import fresh_key, held, note_sequence, path_of
+from snn_dropout._scopes import check_whole
 from snn_dropout._simulation import (
     first_samples,
     first_step,
@@ -167,6 +168,7 @@ class DropConnectLinear(nn.Module):
         self, x_seq: jax.Array, deterministic: bool | None = None
     ) -> jax.Array:
         """Runs all steps ``[T, N, I]``, whatever ``step_mode`` is; see ``__call__``."""
+        check_whole(self)
         self._check_input(x_seq, "m")
         note_sequence(self, x_seq)
         return self._forward(x_seq, deterministic, whole=True)
@@ -271,7 +273,7 @@ class DropConnectLinear(nn.Module):
         if self.is_initializing() or not whole:
             y = self.activation(first_step(z_seq))
             return jnp.broadcast_to(y, (len(z_seq), *y.shape))
-        step = lift(partial(over_time, (self.state_collection,)), _call)
+        step = lift(partial(over_time, (self.state_collection,), False, 0), _call)
         y_seq: jax.Array = step(self.activation, z_seq)
         return y_seq
 
@@ -313,11 +315,11 @@ class DropConnectLinear(nn.Module):
         return self.p > 0 and isinstance(self.activation, nn.Module)
 
     def _samples(self, z_seq: jax.Array) -> State:
-        first = lift(partial(first_samples, (self.state_collection,)), _call)
-        fresh: State = first(self.activation, first_step(z_seq), self.samples_num)
-        found: State = self.get_variable(self.state_collection, SAMPLES, fresh)
-        _checks.check_carried(path_of(self, SAMPLES), found, fresh)
-        return found
+        found: State | None = self.get_variable(self.state_collection, SAMPLES)
+        settings = (self.state_collection,), found, path_of(self, SAMPLES)
+        first = lift(partial(first_samples, *settings), _call)
+        state: State = first(self.activation, first_step(z_seq), self.samples_num)
+        return state
 
     def _keep_samples(self, state: State) -> None:
         if state:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from snn_dropout import _checks
 from snn_dropout._held import check_single_step, held, held_rate, note_sequence
+from snn_dropout._scopes import check_whole
 from snn_dropout.functional.masks import (
     apply_mask,
     apply_stored_mask,
@@ -88,6 +89,8 @@ class _HeldDropout(nn.Module, abc.ABC):
         self, x: jax.Array, deterministic: bool | None, step_mode: str
     ) -> jax.Array:
         _checks.check_bound(type(self).__name__, self.scope)
+        if step_mode == "m":
+            check_whole(self)
         deterministic = self._merge_deterministic(deterministic)
         self._check_rank(x, step_mode)
         if step_mode == "m":

@@ -1,0 +1,201 @@
+"""Argument checks of whole simulations, and their errors.
+
+As in ``_checks``, every message names the argument, the rule, what was given and what
+to type instead. Nothing here knows Flax.
+"""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from snn_dropout._checks import check_is_array
+
+
+def check_takes_one_step(kind: str, path: Sequence[str]) -> None:
+    """Raises: a module that takes all steps is handed one step of a simulation."""
+    where = f"{kind} at {'/'.join(path)}" if path else kind
+    takes = "runs over all steps" if kind == "MultiStep" else "is in mode 'm', all steps"
+    remedy = "no `MultiStep`" if kind == "MultiStep" else "`step_mode='s'`"
+    raise ValueError(
+        f"{where} {takes} [T, N, ...], but inside of a simulation it is handed one step "
+        f"[N, ...] and would take the batch for time. Use {remedy} in what `simulate`, "
+        f"`MultiStep`, `monte_carlo` or an activation runs; call a model of whole "
+        f"sequences by itself, `model.apply(variables, x_seq, ...)` or `monte_carlo(..., "
+        f"step_mode='m')`; if each step is a sequence of its own, [T1, T2, N, ...], say "
+        f"so, `MultiStep(module, two_time_scales=True)`."
+    )
+
+
+def check_first_time_step(first: Any) -> None:
+    """Raises unless ``first`` is the number of a time step, static or traced."""
+    example = "write for example `first_time_step=steps_so_far`, or leave it out for 0"
+    is_array = hasattr(first, "dtype") and hasattr(first, "shape")
+    is_number = isinstance(first, numbers.Integral) and not isinstance(first, bool)
+    if not is_number and not (
+        is_array and first.shape == () and jnp.issubdtype(first.dtype, jnp.integer)
+    ):
+        given = f"{first.dtype}{list(first.shape)}" if is_array else repr(first)
+        raise TypeError(
+            f"`first_time_step` must be one integer, the number of the first step of "
+            f"`x_seq` in the simulation, but got {given}; {example}."
+        )
+    if is_number and not 0 <= first < 2**31:
+        raise ValueError(
+            f"`first_time_step` must be in [0, 2^31), the number of the first step of "
+            f"`x_seq` in the simulation, but got {first}; {example}."
+        )
+
+
+def check_two_time_scales(two_time_scales: Any) -> None:
+    """Raises unless the field is a bool."""
+    if not isinstance(two_time_scales, bool):
+        raise TypeError(
+            f"`two_time_scales` must be True or False, whether each step of `x_seq` is a "
+            f"sequence of its own, but got {two_time_scales!r}; leave it out for "
+            f"[T, N, ...]."
+        )
+
+
+def check_time_axis(x_seq: Any) -> Any:
+    """Returns the number of time steps of ``x_seq``, or raises if it has none."""
+    leaves = jax.tree.leaves(x_seq)
+    if not leaves:
+        raise ValueError(
+            "`x_seq` must hold at least one array [T, N, ...], but got none; pass the "
+            "input of all time steps."
+        )
+    for leaf in leaves:
+        check_is_array("x_seq", leaf)
+        if len(leaf.shape) == 0:
+            raise ValueError(
+                "`x_seq` must have a time axis first, [T, N, ...], but got a scalar; add "
+                "one with `x_seq[None]`."
+            )
+    steps = {leaf.shape[0] for leaf in leaves}
+    if len(steps) > 1:
+        raise ValueError(
+            f"The arrays of `x_seq` must have the same number of time steps, but got "
+            f"{', '.join(sorted(map(str, steps)))}; what is the same at every step is "
+            f"another argument."
+        )
+    return steps.pop()  # an integer, or a symbolic dimension during an export
+
+
+def check_mutable(mutable: Any) -> tuple[str, ...]:
+    """Returns the names of ``mutable``, or raises unless they are collections to carry."""
+    names = (mutable,) if isinstance(mutable, str) else mutable
+    check_collections("mutable", names)
+    return tuple(names)
+
+
+def check_collections(name: str, collections: Any) -> None:
+    """Raises unless ``collections`` are names of collections that can be carried."""
+    if not isinstance(collections, (list, tuple, set, frozenset)) or not all(
+        isinstance(collection, str) for collection in collections
+    ):
+        raise TypeError(
+            f"`{name}` must name the collections to carry, but got {collections!r}; write "
+            f"for example `{name}=('batch_stats',)`."
+        )
+    if "params" in collections:
+        raise ValueError(
+            f"`{name}` must not hold 'params', which is the same at every step, but got "
+            f"{collections!r}; leave it out."
+        )
+
+
+def check_module(name: str, module: Any, kind: type) -> None:
+    """Raises unless ``module`` is an instance of ``kind``, the linen module."""
+    if not isinstance(module, kind):
+        is_class = isinstance(module, type)
+        given = f"the class {module.__name__}" if is_class else repr(module)
+        example = f"{module.__name__}()" if is_class else "LIF()"
+        raise TypeError(
+            f"`{name}` must be an instance of a linen module, but got {given}; write for "
+            f"example `{example}`, or wrap a function in `nn.Sequential([function])`."
+        )
+
+
+def check_no_method(kwargs: Any) -> None:
+    """Raises if ``method`` is given, which ``apply`` takes and a simulation does not."""
+    if "method" in kwargs:
+        raise TypeError(
+            f"`simulate` calls the model itself and takes no `method`, but got "
+            f"{kwargs['method']!r}; wrap the method in a module with a `__call__`."
+        )
+
+
+def check_carried(where: str, before: Any, after: Any) -> None:
+    """Raises unless a leaf of the state keeps its structure and shape in a step."""
+
+    def shapes(leaf: Any) -> Any:
+        return jax.tree.map(jnp.shape, leaf)
+
+    if shapes(before) != shapes(after):
+        raise ValueError(
+            f"The leaf {where} must keep its shape from step to step, but it has "
+            f"{shapes(before)} where this input makes {shapes(after)}; start from the "
+            f"first state of this batch, and let `sow` write to 'intermediates'."
+        )
+
+
+def check_none_late(paths: Sequence[str]) -> None:
+    """Raises if there are leaves that no state can have before the first step."""
+    if paths:
+        raise ValueError(
+            f"The state must have all of its leaves before the first step, but {paths[0]} "
+            f"is made by the first call and not by `init`, so its first value is not "
+            f"known. Run that step by itself, `y, updated = model.apply(variables, "
+            f"x_seq[0], ..., mutable=['state'])`, and the scan over `x_seq[1:]` from "
+            f"`updated['state']`; or use `simulate` or `MultiStep`, which do so."
+        )
+
+
+def check_settled(paths: Sequence[str]) -> None:
+    """Raises if there are leaves that a step after the first one makes."""
+    if paths:
+        raise ValueError(
+            f"A neuron must make all of its state in its first call, but {paths[0]} "
+            f"appeared in a later one; let the neuron make it at once."
+        )
+
+
+def check_unchanged(before: Any, after: Any) -> None:
+    """Raises unless both mappings hold the same leaves."""
+    changed = [path for path in after if after[path] is not before.get(path)]
+    if changed:
+        where = "/".join(map(str, changed[0][1:]))
+        raise RuntimeError(
+            f"A step must only change the state of the module that is run over time, but "
+            f"it changed {where} outside of it; make the module that it calls an attribute "
+            f"of it instead of closing over it."
+        )
+
+
+def check_no_stored_mask(paths: Sequence[str]) -> None:
+    """Raises if there are masks where each simulation has to draw its own."""
+    if paths:
+        raise ValueError(
+            f"`variables` must hold no mask, for each sample draws its own, but there is "
+            f"one at {', '.join(paths)}; leave the state out, or pass "
+            f"`reset_masks(state)`."
+        )
+
+
+def check_scores(scores: Any) -> None:
+    """Raises unless the scores are floats whose last axis is the classes."""
+    if not isinstance(scores, jax.ShapeDtypeStruct | jax.Array) or not jnp.issubdtype(
+        scores.dtype, jnp.floating
+    ):
+        raise TypeError(
+            f"`scores` must return one array of floats, [N, K] for K classes, but "
+            f"returned {scores}; write for example `scores=lambda y_seq: y_seq.mean(0)`."
+        )
+    if len(scores.shape) < 1:
+        raise ValueError(
+            "`scores` must return an array whose last axis is the classes, but returned a "
+            "single number; write for example `scores=lambda y_seq: y_seq.mean(0)`."
+        )
