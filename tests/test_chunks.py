@@ -117,6 +117,7 @@ def test_a_chunk_in_mode_m_needs_a_key_of_its_own():
     assert "fold_in(key,\n    chunk)" in sd.simulate.__doc__
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("number", "error"),
     [

@@ -95,6 +95,7 @@ def test_a_layer_of_all_steps_raises_inside_of_a_simulation(row, deterministic):
             run()
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("way", ways_in(sd.Dropout(), jnp.ones((1, 1))))
 @pytest.mark.parametrize("kind", ["m", "multi_step_forward", "MultiStep"])
 def test_every_way_in_is_closed(way, kind):

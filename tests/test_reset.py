@@ -112,6 +112,7 @@ def test_a_single_example_needs_no_name():
     np.testing.assert_array_equal(new["v"], fresh["v"])
 
 
+@pytest.mark.short
 @pytest.mark.parametrize(
     ("axis", "error", "match"),
     [

@@ -187,6 +187,7 @@ def test_a_batch_of_scalars_says_so():
         layer.clone(step_mode="m").apply({}, jnp.ones((STEPS, 64)), rngs=RNGS)
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 @pytest.mark.parametrize(
     ("make", "shape"),
