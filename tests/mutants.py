@@ -660,7 +660,7 @@ MUTANTS = [
     # Leaves, streams, meshes.
     Mutant(
         "rows of another dtype are taken",
-        "_checks.py",
+        "_state_checks.py",
         "    if old.shape != new.shape or old.dtype != new.dtype:",
         "    if old.shape != new.shape:",
         "laws/test_leaves.py::test_rows_of_another_dtype_or_shape_are_refused_and_named",
@@ -698,7 +698,7 @@ MUTANTS = [
     ),
     Mutant(
         "held masks are drawn from the stream dropout, whatever the field says",
-        "state.py",
+        "_held.py",
         "    lazy_key = LazyRng.create(module.scope.rngs[module.rng_collection], name)",
         "    stream = 'dropout' if module.has_rng('dropout') else module.rng_collection\n"
         "    lazy_key = LazyRng.create(module.scope.rngs[stream], name)",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.neurons import LIF
 
 WIDTH = 5
@@ -112,8 +113,7 @@ def test_a_single_example_needs_no_name():
     np.testing.assert_array_equal(new["v"], fresh["v"])
 
 
-@pytest.mark.short
-@pytest.mark.parametrize(
+@cases(
     ("axis", "error", "match"),
     [
         (1.0, TypeError, r"`axis` must be a whole number.*got 1\.0"),
@@ -124,6 +124,7 @@ def test_a_single_example_needs_no_name():
         (2, ValueError, r"batch axis 2, but the leaf at \['a'\]"),
         (1, ValueError, r"batch axis 1.*Write `axis=0`"),
     ],
+    short=lambda case: case[0] in (True, 2) or isinstance(case[0], dict),
 )
 def test_the_axis_is_that_of_the_batch(axis, error, match):
     state = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 4))}

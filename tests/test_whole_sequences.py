@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.laws.catalogue import every_kind_of_dropout
 from tests.neurons import LIF
 
@@ -189,7 +190,7 @@ def test_a_batch_of_scalars_says_so():
 
 @pytest.mark.short
 @pytest.mark.parametrize("step_mode", ["s", "m"])
-@pytest.mark.parametrize(
+@cases(
     ("make", "shape"),
     [
         (sd.Dropout1d, (4, 8)),
@@ -197,6 +198,7 @@ def test_a_batch_of_scalars_says_so():
         (sd.Dropout3d, (4, 4, 4, 8)),
         (partial(sd.DropConnectLinear, 8, 4), (8,)),
     ],
+    short=lambda case: case[0] not in (sd.Dropout1d, sd.Dropout3d),
 )
 def test_layers_of_a_fixed_rank_name_the_batch_axis_of_one_example(make, shape, step_mode):
     x = jnp.ones(shape if step_mode == "s" else (STEPS, *shape))

@@ -158,7 +158,8 @@ def test_rows_of_another_dtype_or_shape_are_refused_and_named(fresh):
 def test_rows_are_those_of_the_first_axis_also_of_a_square_leaf():
     state = {"v": jnp.arange(27.0).reshape(3, 3, 3)}
     fresh = {"v": -jnp.ones((3, 3, 3))}
-    chosen = sd.reset_rows(jnp.array([False, True, False]), state, fresh)["v"]
+    # In words: it could be a stack of layers.
+    chosen = sd.reset_rows(jnp.array([False, True, False]), state, fresh, axis=0)["v"]
     np.testing.assert_array_equal(chosen[1], fresh["v"][1])
     np.testing.assert_array_equal(chosen[::2], state["v"][::2])
 
