@@ -211,7 +211,8 @@ def test_as_an_activation_they_are_sampled(x_seq, neuron, step_mode):
         runs.append((y_seq, again, jax.tree.leaves(state["state"]["samples"])))
     assert 0 < runs[0][0].mean() < 1
     assert (runs[0][0] != runs[0][1]).any()
-    chex.assert_trees_all_equal(*runs)
+    # But for a rounding, where the compiler fuses other operations.
+    chex.assert_trees_all_close(*runs, rtol=1e-6, atol=1e-6)
     stale = {**variables, **state}
     with pytest.raises(ValueError, match=r"leaf state/samples/[\w/]+ must keep its shape"):
         run(stale, x_seq[:, :2])
