@@ -49,16 +49,6 @@ def check_first_time_step(first: Any) -> None:
         )
 
 
-def check_two_time_scales(two_time_scales: Any) -> None:
-    """Raises unless the field is a bool."""
-    if not isinstance(two_time_scales, bool):
-        raise TypeError(
-            f"`two_time_scales` must be True or False, whether each step of `x_seq` is a "
-            f"sequence of its own, but got {two_time_scales!r}; leave it out for "
-            f"[T, N, ...]."
-        )
-
-
 def check_time_axis(x_seq: Any) -> Any:
     """Returns the number of time steps of ``x_seq``, or raises if it has none."""
     leaves = jax.tree.leaves(x_seq)
@@ -185,8 +175,8 @@ def check_no_stored_mask(paths: Sequence[str]) -> None:
         )
 
 
-def check_scores(scores: Any) -> None:
-    """Raises unless the scores are floats whose last axis is the classes."""
+def check_scores(scores: Any, entropies: bool) -> None:
+    """Raises unless the scores are floats, and of classes where entropies are asked for."""
     if not isinstance(scores, jax.ShapeDtypeStruct | jax.Array) or not jnp.issubdtype(
         scores.dtype, jnp.floating
     ):
@@ -194,8 +184,22 @@ def check_scores(scores: Any) -> None:
             f"`scores` must return one array of floats, [N, K] for K classes, but "
             f"returned {scores}; write for example `scores=lambda y_seq: y_seq.mean(0)`."
         )
-    if len(scores.shape) < 1:
+    shape = tuple(scores.shape)
+    if entropies and (len(shape) < 2 or shape[-1] < 2):
+        one = "y_seq.mean(0)" if len(shape) != 1 else "y_seq.mean(0)[:, None]"
         raise ValueError(
-            "`scores` must return an array whose last axis is the classes, but returned a "
-            "single number; write for example `scores=lambda y_seq: y_seq.mean(0)`."
+            f"`scores` must return an array whose last axis is the classes, [N, K] for two "
+            f"or more, but returned shape {shape}, which is no distribution over classes. "
+            f"For one logit, yes or no, put a 0 beside it, `scores=lambda y_seq: "
+            f"jnp.insert({one}, 0, 0.0, axis=-1)`; where only mean and variance make "
+            f"sense, as in a regression, write `entropies=False`."
+        )
+
+
+def check_flag(name: str, flag: Any, meaning: str) -> None:
+    """Raises unless a flag is a static bool."""
+    if not isinstance(flag, bool):
+        raise TypeError(
+            f"`{name}` must be True or False, {meaning}, but got {flag!r}; write one of "
+            f"the two, or leave it out."
         )

@@ -17,11 +17,11 @@ from snn_dropout._simulation import first_step, lift, over_time
 from snn_dropout._time_checks import (
     check_collections,
     check_first_time_step,
+    check_flag,
     check_module,
     check_mutable,
     check_no_method,
     check_time_axis,
-    check_two_time_scales,
 )
 
 
@@ -75,7 +75,8 @@ class MultiStep(nn.Module):
         """Checks the fields."""
         check_module("module", self.module, nn.Module)
         check_collections("state_collections", self.state_collections)
-        check_two_time_scales(self.two_time_scales)
+        meaning = "whether each step of `x_seq` is a sequence of its own"
+        check_flag("two_time_scales", self.two_time_scales, meaning)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from snn_dropout._checks import check_step_mode
 from snn_dropout._connection_checks import check_count
 from snn_dropout._time_checks import (
+    check_flag,
     check_module,
     check_mutable,
     check_no_stored_mask,
@@ -34,12 +35,14 @@ class Uncertainty(NamedTuple):
       predictive_entropy: of the mean probabilities, ``[N]``, in nats: all uncertainty.
       mutual_information: of class and mask, ``[N]``, in nats: the part of it that is
         due to the masks, and not to inputs that no mask is sure of.
+
+    The last two are None where no entropies were asked for.
     """
 
     mean: jax.Array
     variance: jax.Array
-    predictive_entropy: jax.Array
-    mutual_information: jax.Array
+    predictive_entropy: jax.Array | None
+    mutual_information: jax.Array | None
 
 
 def time_average(y_seq: jax.Array) -> jax.Array:
@@ -56,6 +59,7 @@ def monte_carlo(
     samples: int,
     step_mode: str = "s",
     scores: Scores = time_average,
+    entropies: bool = True,
     at_once: int = 8,
     mutable: str | Iterable[str] = (),
     **kwargs: Any,
@@ -71,6 +75,12 @@ def monte_carlo(
     training. A model without such layers has a variance of 0, also one with
     ``nn.Dropout``. Samples run ``at_once`` together, so memory does not grow with their
     number.
+
+    One output is no distribution over classes, and raises. For the one logit ``z`` of a
+    yes or no, let ``scores`` return the two classes ``[0, z]``, whose softmax is
+    ``sigmoid(z)``: ``jnp.insert(y_seq.mean(0), 0, 0.0, axis=-1)`` of ``[T, N, 1]``. For
+    ``K`` independent labels return ``[N, K, 2]``. Outputs of a regression have a mean and
+    a variance alone: ``entropies=False``.
 
     Example::
 
@@ -96,6 +106,8 @@ def monte_carlo(
       samples: how many simulations, ``S``.
       step_mode: what the model takes, ``'s'`` or ``'m'``.
       scores: makes class scores (logits) ``[N, K]`` of the outputs of all steps.
+      entropies: whether the last axis of the scores is the classes. Without, the scores
+        may be any floats, and the entropies are None.
       at_once: how many simulations run together.
       mutable: further collections that are carried, as for :func:`simulate`; in mode
         ``'m'`` all that the model may write, as for ``apply``: ``'state'`` for one that
@@ -108,7 +120,7 @@ def monte_carlo(
     Raises:
       TypeError, ValueError: ``samples`` or ``at_once`` is no whole number of 1 or more,
         the variables hold a mask, the scores are no array of floats with a last axis of
-        classes, or a message of :func:`simulate`.
+        two classes or more, or a message of :func:`simulate`.
       flax.errors.InvalidRngError: the stream of a layer is missing.
 
     Source: Gal and Ghahramani 2016 (Monte-Carlo dropout); Smith and Gal 2018 (mutual
@@ -118,6 +130,7 @@ def monte_carlo(
     check_step_mode(step_mode)
     check_time_axis(x_seq)
     written = check_mutable(mutable)
+    check_flag("entropies", entropies, "whether the scores are of classes")
     check_count("samples", samples)
     check_count("at_once", at_once)
     check_no_stored_mask(_stored_masks(variables))
@@ -140,47 +153,50 @@ def monte_carlo(
     def add(total: _Total, numbers: jax.Array) -> tuple[_Total, None]:
         # The last chunk may run more samples than are asked for: they weigh nothing.
         weights = (numbers < samples).astype(jnp.float32)
-        return _join(total, _total(jax.vmap(sample)(numbers), weights)), None
+        return _join(total, _total(jax.vmap(sample)(numbers), weights, entropies)), None
 
     numbers = jnp.arange(chunks * at_once).reshape(chunks, at_once)
     shape = jax.eval_shape(sample, numbers[0, 0])
-    check_scores(shape)
-    zero = _total(jnp.zeros((1, *shape.shape)), jnp.zeros(1))
+    check_scores(shape, entropies)
+    zero = _total(jnp.zeros((1, *shape.shape)), jnp.zeros(1), entropies)
     total, _ = jax.lax.scan(add, zero, numbers)
-    probabilities = total.probabilities / samples
-    entropy = _entropy(probabilities)
+    if total.classes is None:
+        return Uncertainty(total.mean, total.squares / samples, None, None)
+    entropy = _entropy(total.classes.probabilities / samples)
     return Uncertainty(
         mean=total.mean,
         variance=total.squares / samples,
         predictive_entropy=entropy,
         # Rounding must not make it negative where all samples agree.
-        mutual_information=jnp.maximum(entropy - total.entropies / samples, 0.0),
+        mutual_information=jnp.maximum(entropy - total.classes.entropies / samples, 0.0),
     )
+
+
+class _Classes(NamedTuple):
+    probabilities: jax.Array
+    entropies: jax.Array
 
 
 class _Total(NamedTuple):
     samples: jax.Array
     mean: jax.Array
     squares: jax.Array  # of the distances from the mean
-    probabilities: jax.Array
-    entropies: jax.Array
+    classes: _Classes | None
 
 
-def _total(scores: jax.Array, weights: jax.Array) -> _Total:
+def _total(scores: jax.Array, weights: jax.Array, entropies: bool) -> _Total:
     def summed(values: jax.Array) -> jax.Array:
         return jnp.tensordot(weights, values, 1)
 
     scores = scores.astype(jnp.float32)
     samples = weights.sum()
     mean = summed(scores) / jnp.maximum(samples, 1.0)
-    probabilities = jax.nn.softmax(scores)
-    return _Total(
-        samples,
-        mean,
-        summed((scores - mean[None]) ** 2),
-        summed(probabilities),
-        summed(_entropy(probabilities)),
-    )
+    probabilities = jax.nn.softmax(scores) if entropies else None
+    squares = summed((scores - mean[None]) ** 2)
+    if probabilities is None:
+        return _Total(samples, mean, squares, None)
+    classes = _Classes(summed(probabilities), summed(_entropy(probabilities)))
+    return _Total(samples, mean, squares, classes)
 
 
 def _join(a: _Total, b: _Total) -> _Total:
@@ -191,8 +207,7 @@ def _join(a: _Total, b: _Total) -> _Total:
         samples,
         a.mean + share * apart,
         a.squares + b.squares + a.samples * share * apart**2,
-        a.probabilities + b.probabilities,
-        a.entropies + b.entropies,
+        jax.tree.map(jnp.add, a.classes, b.classes),
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax.errors import InvalidRngError
 
 import snn_dropout as sd
@@ -192,6 +194,77 @@ def test_scores_are_those_of_the_caller(x_seq):
     assert (each.var(0) > 0).any()
     np.testing.assert_allclose(found.mean, each.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.variance, each.var(0), rtol=1e-5, atol=1e-6)
+
+
+def one_output(step_mode="s", deterministic=True):
+    drop = sd.Dropout(0.5, step_mode, deterministic=deterministic)
+    return nn.Sequential([nn.Dense(6), drop, nn.Dense(1)])
+
+
+@pytest.fixture(scope="module")
+def one(x_seq):
+    return jax.jit(one_output().init)(KEY, x_seq[0])
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_one_output_is_no_distribution_over_classes(x_seq, one, step_mode):
+    model = one_output(step_mode)
+    for shape, scores in {
+        (4, 1): lambda y_seq: y_seq.mean(0),
+        (4, 0): lambda y_seq: y_seq.mean(0)[:, :0],
+        (4,): lambda y_seq: y_seq.mean((0, 2)),
+        (): jnp.sum,
+    }.items():
+        message = re.escape(f"[N, K] for two or more, but returned shape {shape},")
+        with pytest.raises(ValueError, match=message + r".*jnp\.insert\(.*entropies=False"):
+            sd.monte_carlo(
+                model, one, x_seq, rngs=RNGS, samples=2, step_mode=step_mode, scores=scores
+            )
+
+
+def test_the_logit_of_a_yes_or_no_has_two_classes(x_seq, one):
+    """What the message says to type; for outputs without an axis too."""
+
+    def logit(y_seq):
+        return jnp.insert(y_seq.mean(0), 0, 0.0, axis=-1)
+
+    def squeezed(y_seq):
+        y_seq = y_seq[..., 0]
+        return jnp.insert(y_seq.mean(0)[:, None], 0, 0.0, axis=-1)
+
+    model, given = one_output(), {"rngs": RNGS, "samples": 4}
+    found = sd.monte_carlo(model, one, x_seq, scores=logit, **given)
+    again = sd.monte_carlo(model, one, x_seq, scores=squeezed, **given)
+    for ours, theirs in zip(found, again, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    training = one_output(deterministic=False)
+    keys = [{"dropout": jax.random.fold_in(KEY, n)} for n in range(4)]
+    logits = [sd.simulate(training, one, x_seq, rngs=rngs)[0].mean(0) for rngs in keys]
+    yes = 1 / (1 + np.exp(-np.stack(logits)[..., 0]))
+    each = scipy.special.entr([yes, 1 - yes]).sum(0).mean(0)
+    whole = scipy.special.entr([yes.mean(0), 1 - yes.mean(0)]).sum(0)
+    np.testing.assert_allclose(found.variance[:, 1], np.var(logits, 0)[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(found.predictive_entropy, whole, rtol=1e-4)
+    np.testing.assert_allclose(found.mutual_information, whole - each, atol=1e-5)
+    assert found.mutual_information.min() > 1e-4
+
+
+def test_a_regression_has_mean_and_variance_alone(x_seq, one):
+    run = partial(sd.monte_carlo, one_output(), one, x_seq, rngs=RNGS, samples=3, at_once=2)
+    both = run(scores=lambda y_seq: jnp.insert(y_seq.mean(0), 0, 0.0, axis=-1))
+    numbers = both.mean[:, 1:], both.variance[:, 1:]
+    for scores, (mean, variance) in (
+        (lambda y_seq: y_seq.mean(0), numbers),
+        (lambda y_seq: y_seq.mean(0)[2, 0], (part[2, 0] for part in numbers)),
+    ):
+        found = run(scores=scores, entropies=False)
+        assert found.predictive_entropy is None
+        assert found.mutual_information is None
+        np.testing.assert_allclose(found.mean, mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.variance, variance, rtol=1e-4)
+    for flag in (None, 0, "mean"):
+        with pytest.raises(TypeError, match=r"`entropies` must be True or False, whether"):
+            run(entropies=flag)
 
 
 def test_bad_input_is_named(variables, x_seq):
