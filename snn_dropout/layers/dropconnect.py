@@ -168,6 +168,7 @@ class DropConnectLinear(nn.Module):
         self, x_seq: jax.Array, deterministic: bool | None = None
     ) -> jax.Array:
         """Runs all steps ``[T, N, I]``, whatever ``step_mode`` is; see ``__call__``."""
+        _checks.check_bound(type(self).__name__, self.scope)
         check_whole(self)
         self._check_input(x_seq, "m")
         note_sequence(self, x_seq)
