@@ -202,8 +202,8 @@ MUTANTS = [
     Mutant(
         "the first state has moved by the step ahead",
         "state.py",
-        "    return start | drawn\n",
-        "    return start | ahead\n",
+        "    return start | drawn, late\n",
+        "    return start | ahead, late\n",
         "test_state.py::test_init_state_draws_masks_and_makes_what_init_makes",
     ),
     Mutant(
@@ -217,9 +217,9 @@ MUTANTS = [
     Mutant(
         "a leaf that only a later call makes is taken as it is",
         "state.py",
-        "    if late:",
-        "    if False:",
-        "test_state.py::test_a_leaf_that_init_does_not_make_raises",
+        "    _time_checks.check_none_late([path_name(path) for path in late])\n",
+        "",
+        "test_late_neurons.py::test_a_scan_by_hand_is_told_to_run_the_first_step",
     ),
     Mutant(
         "one of two masks is not reset",
@@ -378,7 +378,7 @@ MUTANTS = [
     Mutant(
         "modules that write their parameters when init runs may not",
         "state.py",
-        'return True if initializing and has_params else DenyList("params")',
+        'return True if has_params else DenyList("params")',
         'return DenyList("params")',
         "test_time.py::test_modules_that_write_when_init_runs",
     ),
@@ -407,7 +407,7 @@ MUTANTS = [
     Mutant(
         "the first state of sampled neurons is not checked",
         "_simulation.py",
-        '        check_carried("/".join(path[1:]), leaf, anew[path])',
+        "        check_carried(path_name(path), leaf, anew.get(path, leaf))",
         "        pass",
         "test_dropconnect.py::test_a_state_of_another_batch_or_number_of_samples_raises",
     ),
@@ -421,8 +421,8 @@ MUTANTS = [
     Mutant(
         "a shared module has the keys of its path",
         "_scopes.py",
-        "            copy.rngs = _folded(scope.rngs, time_step)\n",
-        "            copy.rngs = _folded(copy.root.rngs, time_step)\n",
+        "        copy.rngs = _folded(scope.rngs, time_step)\n",
+        "        copy.rngs = _folded(copy.root.rngs, time_step)\n",
         "test_time.py::test_multistep_equals_the_loop",
     ),
     Mutant(
@@ -668,7 +668,7 @@ MUTANTS = [
     Mutant(
         "a scalar leaf of a sampled neuron has no place for its samples",
         "_simulation.py",
-        "    return min(ndim, 1)",
+        "    return min(jnp.ndim(leaf), 1)",
         "    return 1",
         "laws/test_leaves.py::test_sampled_neurons_keep_the_leaves_of_every_rank_and_dtype",
     ),
