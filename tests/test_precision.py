@@ -134,11 +134,12 @@ def test_no_reduction_is_of_half_precision_on_any_platform(invariant):
 def test_moments_and_their_gradients_are_sums_of_float32(dtype):
     """Over inputs forward, over rows in the gradients of kernel and bias."""
     p = 0.5
-    x, kernel = jnp.ones((1, MANY), dtype), jnp.ones((MANY, 1), dtype)
+    # The sums have more digits than half precision holds.
+    x, kernel = jnp.ones((1, MANY), dtype).at[0, 0].set(3), jnp.ones((MANY, 1), dtype)
     mean, variance = functional.moments(x, kernel, jnp.ones(1, dtype), p)
     assert mean.dtype == variance.dtype == jnp.float32
-    np.testing.assert_array_equal(mean, (MANY + 1) / 2)
-    np.testing.assert_array_equal(variance, (MANY + 1) / 4)
+    np.testing.assert_array_equal(mean, (MANY + 3) / 2)
+    np.testing.assert_array_equal(variance, (MANY + 9) / 4)
 
     @jax.jit
     @jax.grad
