@@ -7,8 +7,8 @@ project, first to learn which tests reach which line, then to try the sample::
   python -m tests.mutation --reach
   python -m tests.mutation
 
-``--exhaustive`` does both at that depth: it tries what survived the short one, for what
-the short one kills the exhaustive one kills too. ``mutation_survivors.toml`` says of each
+``--exhaustive`` tries at that depth what survived the short one: what the short one kills
+the exhaustive one kills too. ``mutation_survivors.toml`` says of each
 mutant that survived once which test kills it now, or why it is no defect. What was learnt
 and tried is kept in ``.cache/mutation``: a run that is broken off goes on where it was,
 and a mutant is tried again when its file has changed. The exit status is 1 if a mutant
@@ -29,6 +29,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ class _Durations:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not hasattr(session.config, "workerinput"):
             passed = {k: v for k, v in self.seconds.items() if k not in self.failed}
-            Path(os.environ[DURATIONS]).write_text(json.dumps(passed))
+            learnt = {"durations": passed, "failed": sorted(self.failed)}
+            Path(os.environ[DURATIONS]).write_text(json.dumps(learnt))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -111,27 +113,49 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass(frozen=True)
 class Reach:
-    """What was learnt of the tests at one depth.
+    """What was learnt of the tests.
 
     Attributes:
       durations: of the tests that pass, in seconds.
+      failed: those that do not.
       lines: for each file and line the tests that run it; None stands for all of them,
         where a line is run by an import.
       sources: a digest of each file.
     """
 
     durations: dict[str, float]
+    failed: list[str]
     lines: dict[str, dict[int, set[str] | None]]
     sources: dict[str, str]
 
-    def tests_of(self, mutant: Mutant) -> list[str]:
-        """Returns the tests that can see a mutant, in the order in which to run them."""
-        lines = self.lines[mutant.file]
-        reached = [lines[line] for line in mutant.lines if line in lines]
-        tests = set(self.durations)
-        if None not in reached:
-            tests &= set().union(*reached)
-        return sorted(tests, key=lambda test: self._distance(test, mutant.file))
+    def tests_of(self, mutant: Mutant, tests: list[str], source: str) -> list[str]:
+        """Returns the tests that may see a mutant, in the order in which to run them.
+
+        Args:
+          mutant: the mutant.
+          tests: all tests that there are now. One that is not known yet counts where
+            another case of it does, or where no case of it is known.
+          source: the digest of the mutant's file; where it has changed since, all tests
+            count that run any line of it.
+        """
+        lines = self.lines.get(mutant.file, {})
+        if source == self.sources.get(mutant.file):
+            reached = [lines[line] for line in mutant.lines if line in lines]
+        else:
+            reached = [names for names in lines.values() if names is not None] or [None]
+        everywhere = None in reached
+        seen = set(self.durations) if everywhere else set().union(*reached)
+        functions, known = ({_function(t) for t in s} for s in (seen, self.durations))
+        chosen = [
+            test
+            for test in tests
+            if test in seen
+            or (
+                test not in {*self.durations, *self.failed}
+                and (_function(test) in functions or _function(test) not in known)
+            )
+        ]
+        return sorted(chosen, key=lambda test: self._distance(test, mutant.file))
 
     def _distance(self, test: str, file: str) -> tuple[bool, bool, float]:
         where, subject = Path(test.split("::")[0]), Path(file)
@@ -139,13 +163,17 @@ class Reach:
         return (
             stem != subject.stem.strip("_"),
             where.parent.name != (subject.parent.name or "tests"),
-            self.durations[test],
+            self.durations.get(test, 1.0),
         )
 
 
-def learn(depth: list[str], processes: int) -> None:
-    """Runs all tests once, in a copy, and keeps which lines each of them runs."""
-    kept = _folder(depth)
+def _function(test: str) -> str:
+    return test.split("[")[0]
+
+
+def learn(processes: int) -> None:
+    """Runs the short depth once, in a copy, and keeps which lines each test runs."""
+    kept = KEPT / "reach"
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -153,7 +181,6 @@ def learn(depth: list[str], processes: int) -> None:
         status, output = run_tests(
             folder,
             ["snn_dropout", "tests"],
-            *depth,
             *("--doctest-modules", "-p", "tests.mutation", "-n", str(processes)),
             *("--cov=snn_dropout", "--cov-context=test", "--cov-report=term-missing"),
             settings={
@@ -169,11 +196,11 @@ def learn(depth: list[str], processes: int) -> None:
         print("Tests that fail without a mutant are left out.")
 
 
-def load(depth: list[str]) -> Reach:
+def load() -> Reach:
     """Reads what :func:`learn` has kept."""
     from coverage import CoverageData
 
-    kept = _folder(depth)
+    kept = KEPT / "reach"
     data = CoverageData(str(kept / "coverage"))
     data.read()
     lines = {}
@@ -183,14 +210,9 @@ def load(depth: list[str]) -> Reach:
             line: None if "" in contexts else {c.rsplit("|", 1)[0] for c in contexts}
             for line, contexts in data.contexts_by_lineno(path).items()
         }
-    durations, sources = (
-        json.loads((kept / f"{name}.json").read_text()) for name in ("durations", "sources")
-    )
-    return Reach(durations, lines, sources)
-
-
-def _folder(depth: list[str]) -> Path:
-    return KEPT / ("exhaustive" if depth else "short")
+    durations = json.loads((kept / "durations.json").read_text())
+    sources = json.loads((kept / "sources.json").read_text())
+    return Reach(**durations, lines=lines, sources=sources)
 
 
 def _digests(root: Path) -> dict[str, str]:
@@ -281,11 +303,18 @@ class Results:
         """Returns what killed a mutant, were its file another one then."""
         return self.records.get((mutant.name, depth), {}).get("killer", "")
 
-    def forget(self, killers: list[str]) -> None:
+    def killers(self, depth: str) -> set[str]:
+        """Returns all tests that have killed a mutant."""
+        killers = {r["killer"] for (_, d), r in self.records.items() if d == depth}
+        return {killer for killer in killers if "::" in killer}
+
+    def forget(self, killers: Iterable[str]) -> None:
         """Forgets what these tests have killed."""
-        kept = {k: r for k, r in self.records.items() if r["killer"] not in killers}
-        self.records = kept
-        self.file.write_text("".join(json.dumps(r) + "\n" for r in kept.values()))
+        gone = set(killers)
+        self.records = {k: r for k, r in self.records.items() if r["killer"] not in gone}
+        lines = (json.dumps(record) + "\n" for record in self.records.values())
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("".join(lines))
 
     def add(self, mutant: Mutant, depth: str, killer: str) -> None:
         """Keeps a verdict."""
@@ -296,7 +325,6 @@ class Results:
             "source": self.digests[mutant.file],
         }
         self.records[mutant.name, depth] = record
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -310,22 +338,17 @@ def run(
     chosen: list[Mutant], depth: list[str], processes: int, again: bool, quick: bool
 ) -> Results:
     """Tries mutants that were not tried yet."""
-    reach, table = load(depth), survivors_table()
+    reach, table = load(), survivors_table()
     results = Results(KEPT / "results.jsonl")
     word = "exhaustive" if depth else "short"
-    if changed := {
-        m.file for m in chosen if reach.sources[m.file] != results.digests[m.file]
-    }:
-        raise RuntimeError(f"{', '.join(sorted(changed))} changed; run with --reach first")
 
     def settle(mutant: Mutant, original: Path) -> None:
         known, row = results.killer(mutant, word), table.get(mutant.name, {})
         if known or (known == "" and not again) or "equivalent" in row:
             return
-        tests = reach.tests_of(mutant)
+        tests = reach.tests_of(mutant, collected, results.digests[mutant.file])
         for first in (results.last_killer(mutant, word), row.get("killed by", "")):
-            rows = [t for t in tests if t == first or t.startswith(f"{first}[")]
-            named = rows or ([first] if "::" in first else [])
+            named = [t for t in collected if first in (t, _function(t))]
             tests = named + [test for test in tests if test not in named]
         tests = tests[:FIRST] if quick else tests
         start = time.monotonic()
@@ -338,18 +361,24 @@ def run(
 
     with tempfile.TemporaryDirectory() as temporary:
         original = copy_of_the_project(Path(temporary))
-        status, output = _run(original, ["tests", "snn_dropout"], *depth, "--collect-only")
-        if status != pytest.ExitCode.NO_TESTS_COLLECTED:
-            raise RuntimeError(f"the tests can not be collected as it is\n{output}")
+        collected = _collect(original, depth)
+        results.forget(results.killers(word).difference(collected))
+        before = results.killers(word)
         with ThreadPoolExecutor(processes) as pool:
             list(pool.map(lambda mutant: settle(mutant, original), chosen))
-        killers = {results.killer(mutant, word) for mutant in chosen}
-        tests = sorted(killer for killer in killers if killer and "::" in killer)
-        _, output = _run(original, tests, *depth)
+        _, output = _run(original, sorted(results.killers(word) - before), *depth)
         if failed := _failed(output):
             results.forget(failed)
             raise RuntimeError(f"these fail without a mutant too: {', '.join(failed)}")
     return results
+
+
+def _collect(original: Path, depth: list[str]) -> list[str]:
+    everything = ["tests", "snn_dropout", "--doctest-modules", "--collect-only"]
+    status, output = run_tests(original, everything, *depth)
+    if status != pytest.ExitCode.OK:
+        raise RuntimeError(f"the tests can not be collected as it is\n{output}")
+    return [line for line in output.splitlines() if "::" in line]
 
 
 def report(chosen: list[Mutant], results: Results, word: str) -> int:
@@ -394,9 +423,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="tests at a time")
     arguments = parser.parse_args()
-    depth = ["--exhaustive"] if arguments.exhaustive else []
+    depth = ["--exhaustive", "-m", "exhaustive"] if arguments.exhaustive else []
     if arguments.reach:
-        learn(depth, arguments.processes)
+        learn(arguments.processes)
         return 0
     chosen = sample(all_mutants(), arguments.sample, arguments.seed)
     chosen = [m for m in chosen if all(word in m.name for word in arguments.words)]

@@ -116,16 +116,23 @@ def test_tests_come_in_the_order_of_their_distance_and_cost():
         "tests/functional/test_masks.py::cheap": 1.0,
         "tests/functional/test_masks.py::elsewhere": 0.0,
     }
-    reached = set(durations) - {"tests/functional/test_masks.py::elsewhere"}
-    reach = mutation.Reach(durations, {"functional/masks.py": {2: reached}}, {})
-    assert [name.split("::")[1] for name in reach.tests_of(mutant)] == [
-        "cheap",
-        "dear[1]",
-        "folder",
-        "cheap",
-    ]
-    everywhere = mutation.Reach(durations, {"functional/masks.py": {2: None}}, {})
-    assert len(everywhere.tests_of(mutant)) == len(durations)
+    masks = "tests/functional/test_masks.py"
+    elsewhere = f"{masks}::elsewhere"
+    new = [f"{masks}::dear[2]", f"{masks}::elsewhere[3]", "tests/test_new.py::unknown"]
+    failed = "tests/test_api.py::failed"
+
+    def names(reached, source="same"):
+        lines = {"functional/masks.py": reached}
+        sources = {"functional/masks.py": "same"}
+        reach = mutation.Reach(durations, [failed], lines, sources)
+        found = reach.tests_of(mutant, [*durations, *new, failed], source)
+        return [name.split("::")[1] for name in found]
+
+    expected = ["cheap", "dear[2]", "dear[1]", "folder", "cheap", "unknown"]
+    assert names({2: set(durations) - {elsewhere}, 1: None, 9: {elsewhere}}) == expected
+    assert names({2: {elsewhere}}) == ["elsewhere", "elsewhere[3]", "unknown"]
+    assert names({1: None, 9: {elsewhere}}, "other") == names({2: {elsewhere}})
+    assert len(names({2: None})) == len(durations) + len(new)
 
 
 @pytest.mark.exhaustive
