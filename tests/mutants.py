@@ -12,15 +12,20 @@ tests that are named run on the library as it is first, and have to pass there.
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("snn_dropout", "tests", "pyproject.toml")
+COPIED = (
+    *("snn_dropout", "tests", "docs", "examples", "benchmarks", ".ci"),
+    *("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml"),
+)
 PASSED, FAILED = 0, 1  # exit statuses of pytest; all others are no verdict
 
 
@@ -722,10 +727,10 @@ MUTANTS = [
 ]
 
 
-def copy_of_the_project(folder: Path) -> Path:
+def copy_of_the_project(folder: Path, root: Path = ROOT) -> Path:
     """Copies what the tests need."""
     for name in COPIED:
-        source = ROOT / name
+        source = root / name
         if source.is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(source, folder / name, ignore=ignored)
@@ -746,19 +751,52 @@ def mutate(folder: Path, mutant: Mutant) -> None:
     file.write_text(text.replace(mutant.old, mutant.new))
 
 
-def run_tests(folder: Path, tests: str, *options: str) -> tuple[int, str]:
-    """Runs tests in a copy, and returns pytest's exit status and what it printed."""
-    paths = [f"tests/{test}" for test in tests.split()]
-    settings = ["-o", "addopts=", "-q", "-x", "-p", "no:cacheprovider", *options]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *settings, *paths],
+def run_tests(
+    folder: Path,
+    tests: Sequence[str],
+    *options: str,
+    timeout: float | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> tuple[int | None, str]:
+    """Runs tests in a copy.
+
+    Args:
+      folder: the copy.
+      tests: what pytest is told to run.
+      *options: further options of pytest.
+      timeout: after how many seconds to give up.
+      settings: further variables of the environment.
+
+    Returns:
+      The exit status of pytest, None where the time was up, and what it printed.
+    """
+    usual = ["-o", "addopts=", "-q", "-p", "no:cacheprovider"]
+    environment = {
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # A mutant compiles little that is new.
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "programs"),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", *usual, *options, *tests],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
+        env={**os.environ, **environment, **(settings or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
-    return run.returncode, run.stdout + run.stderr
+        start_new_session=True,
+    ) as run:
+        try:
+            output, _ = run.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)  # with all that it has started
+            return None, run.communicate()[0]
+    return run.returncode, output
+
+
+def paths(tests: str) -> list[str]:
+    """Returns tests as pytest is told of them."""
+    return [f"tests/{test}" for test in tests.split()]
 
 
 def verdict(mutant: Mutant) -> bool:
@@ -766,7 +804,7 @@ def verdict(mutant: Mutant) -> bool:
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_of_the_project(Path(temporary))
         mutate(folder, mutant)
-        status, output = run_tests(folder, mutant.tests)
+        status, output = run_tests(folder, paths(mutant.tests), "-x")
     if status not in (PASSED, FAILED):
         raise RuntimeError(
             f"mutant '{mutant.name}': pytest gave no verdict but status {status}\n{output}"
@@ -789,8 +827,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_of_the_project(Path(temporary))
         tests = sorted({test for mutant in chosen for test in mutant.tests.split()})
-        together = ("-n", str(arguments.processes))
-        status, output = run_tests(folder, " ".join(tests), *together)
+        together = ("-x", "-n", str(arguments.processes))
+        status, output = run_tests(folder, paths(" ".join(tests)), *together)
     if status != PASSED:
         raise RuntimeError(
             f"the tests have to pass on the library as it is, but gave {status}\n{output}"

@@ -65,7 +65,7 @@ KERNEL = {"kernel": np.ones((4, 3)), "bias": np.ones(3)}
             sd.from_spikingjelly,
             np.ones((3, 4)),
             TypeError,
-            "`state_dict` must be a map",
+            r"`state_dict` must be a map.*pass `layer\.state_dict\(\)` of",
         ),
         (sd.to_spikingjelly, None, TypeError, r"`params` must be a mapping.*\['params'\]"),
         (sd.from_spikingjelly, {}, ValueError, r"must hold 'weight'.*holds \[\]"),

@@ -10,7 +10,7 @@ from snn_dropout import functional
 from snn_dropout.functional._philox import counters, philox4x32
 from snn_dropout.functional._words import DIGITS, bernoulli_words, binary_digits
 from tests.depth import cases
-from tests.jaxprs import drawn_by
+from tests.jaxprs import count, drawn_by
 
 KEY = jax.random.key(0)
 
@@ -128,6 +128,15 @@ def test_limits_of_p(p, bit):
     np.testing.assert_array_equal(words, np.full((3, 2), bit * (2**32 - 1), np.uint32))
     program = jax.make_jaxpr(lambda key: functional.draw_bits(key, (3, 40), p))(KEY)
     assert not drawn_by(program.jaxpr)
+
+
+def test_rows_of_two_words_are_a_loop_and_all_others_one_pass():
+    """Of each the CPU's compiler makes faster code than of the other."""
+    for shape, loops in (((2, 5, 32), 0), ((3, 5, 64), 1), ((3, 2, 96), 0), ((64,), 1)):
+        program = jax.make_jaxpr(lambda key, s=shape: functional.draw_bits(key, s, 0.3))(
+            KEY
+        )
+        assert count(program.jaxpr, "scan") == loops, shape
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from snn_dropout import functional
 from snn_dropout.functional import connections
 from tests.depth import cases
-from tests.jaxprs import equations
+from tests.jaxprs import count, equations
 
 KEY = jax.random.key(0)
 
@@ -140,6 +140,39 @@ def test_vmapped_products_are_walked_in_turn():
         masked = [e for e in equations(program.jaxpr) if e.primitive.name == "select_n"]
         assert masked
         assert all(equation.outvars[0].aval.ndim == 2 for equation in masked)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "loops"),
+    [
+        ((3, 2, 5, 40), 1),
+        ((2, 1, 600, 600), 1),
+        ((1, 2, 512, 256), 1),
+        ((1, 2, 513, 256), 2),
+        ((2, 3, 600, 600), 3),
+        ((2, 2, 3000, 600), 4),
+    ],
+)
+def test_the_batch_is_walked_once_for_each_part_of_the_kernel_that_fits_the_cache(
+    sizes, loops
+):
+    """Vectors take one walk; gradients of inputs are turned after it, if they are more."""
+    examples, inputs_per_mask, inputs, outputs = sizes
+    float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    arrays = (
+        float32((examples, inputs_per_mask, inputs)),
+        float32((inputs, outputs)),
+        jax.ShapeDtypeStruct((examples, inputs, -(-outputs // 32)), jnp.uint32),
+    )
+    program = jax.make_jaxpr(connections.forward_by_example)(*arrays)
+    assert count(program.jaxpr, "scan") == loops
+    dy = float32((examples, inputs_per_mask, outputs))
+    program = jax.make_jaxpr(connections.backward_by_example)(*arrays, dy)
+    walks = [e for e in equations(program.jaxpr) if e.primitive.name == "scan"]
+    assert len(walks) == 2 * loops
+    rows = -(-inputs // loops)
+    turned = (rows, inputs_per_mask) if inputs_per_mask > 1 else (1, rows)
+    assert walks[0].outvars[0].aval.shape == (examples, *turned)
 
 
 @cases("dtype", [jnp.bfloat16, jnp.float16], short=[jnp.bfloat16])

@@ -740,6 +740,18 @@ def test_sampled_dtypes(dtype):
     np.testing.assert_array_equal(y, wide.astype(dtype))
 
 
+def test_numpy_arrays_of_float64_give_what_jax_makes_of_them():
+    """Where x64 is off that is float32, and not a warning."""
+    mean, variance = np.ones((2, 3)), np.full((2, 3), 0.5)
+    for y in (
+        expected_activation(nn.relu, mean, variance),
+        expected_activation(lambda z: z.at[:].get() ** 2, mean, variance),
+        sampled_activation(KEY, nn.relu, mean, variance, 3),
+        *moments(mean, np.ones((3, 4)), np.ones(4), 0.5),
+    ):
+        assert y.dtype == jnp.float32
+
+
 def test_sampling_nothing():
     for shape in [(0, 3), (2, 0), (0, 2, 3)]:
         assert noise(KEY, shape, 3).shape == shape

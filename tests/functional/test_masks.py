@@ -157,6 +157,16 @@ def test_a_mask_that_does_not_fit_raises(shape):
         functional.apply_mask(jnp.ones(3), mask, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("mask", "x"), [((3,), (1,)), ((2,), (3,)), ((2, 1), (1, 3)), ((4,), (3, 1))]
+)
+def test_a_mask_of_another_length_raises_also_where_it_would_broadcast_the_input(mask, x):
+    with pytest.raises(ValueError, match=r"`mask` must broadcast to the shape of `x`"):
+        functional.apply_mask(jnp.ones(x), jnp.ones(mask, bool), 0.5)
+    y = functional.apply_mask(jnp.ones((2, 3)), jnp.ones((2, 1), bool), 0.5)
+    np.testing.assert_array_equal(y, np.full((2, 3), 2.0))
+
+
 def test_a_mask_that_is_not_bool_raises():
     with pytest.raises(TypeError, match=r"`mask` must be bool.*float\d\d.*astype\(bool\)"):
         functional.apply_mask(jnp.ones(3), jnp.ones(3), 0.5)
