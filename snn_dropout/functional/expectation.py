@@ -8,7 +8,7 @@ activation, which is not the activation of the mean: exactly
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -25,9 +25,13 @@ from snn_dropout._connection_checks import (
     check_elementwise,
     check_normal,
 )
-from snn_dropout.functional._closed_forms import find_closed_form
-
-Activation = Callable[[jax.Array], jax.Array]
+from snn_dropout.functional._closed_forms import (
+    find_closed_form,
+    put_together,
+    taken_apart,
+)
+from snn_dropout.functional._elementwise import is_elementwise
+from snn_dropout.functional._programs import KEPT, Activation, Applied, run, trace
 
 # Unrolled in the body of a loop, so that one pass over memory serves all of them.
 # XLA's CPU compiler copies what makes the normals into each of their uses if there
@@ -135,10 +139,12 @@ def expected_activation(
     check_normal(mean, variance)
     mean, variance, out_dtype = _widen(mean, variance)
     function = jax.nn.identity if activation is None else activation
-    closed_form = jax.checkpoint(functools.partial(_closed_form, function))
-    result: jax.Array | None = closed_form(mean, variance)
+    result = _in_closed_form(function, mean, variance)
     if result is None:
-        result = _integrate(function, mean, variance)
+        traced = trace(function, mean)
+        check_elementwise(is_elementwise(traced, mean), function)
+        nodes = (jnp.asarray(part, mean.dtype) for part in _nodes())
+        result = run(_integrate, traced, mean, variance, *nodes)
     return result.astype(out_dtype)
 
 
@@ -197,33 +203,41 @@ def sampled_activation(
     check_count("samples", samples)
     mean, variance, out_dtype = _widen(mean, variance)
     function = jax.nn.identity if activation is None else activation
+    traced = trace(function, mean)
+    average = run(_average, traced, key, mean, variance, static=(int(samples),))
+    return average.astype(out_dtype)
 
-    deviation = standard_deviation(variance)
 
-    # Nothing but the key and the moments is kept for the gradient. The key is an argument,
-    # because JAX remembers what a checkpoint closes over: a tracer would leak.
-    @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
-    def sum_of_draws(
-        chunk: Any, size: int, key: jax.Array, mean: jax.Array, deviation: jax.Array
-    ) -> jax.Array:
-        shape = (size, *mean.shape[:-2], 1, mean.shape[-1])
-        draws = jax.random.normal(jax.random.fold_in(key, chunk), shape, mean.dtype)
-        return _sum_over_draws(function, mean, deviation, draws)
+def _in_closed_form(
+    activation: Activation, mean: jax.Array, variance: jax.Array
+) -> jax.Array | None:
+    if find_closed_form(activation) is None:
+        return None
+    function, parameters = taken_apart(activation)
+    arrays, numbers = {}, []
+    for name, value in sorted(parameters.items()):
+        if isinstance(value, (jax.Array, np.ndarray)):
+            arrays[name] = value
+        else:
+            numbers.append((name, value))
+    result: jax.Array | None = _closed(function, tuple(numbers))(arrays, mean, variance)
+    return result
 
-    chunks, rest = divmod(int(samples), _UNROLLED)
-    total = _sum_over_loop(
-        lambda chunk: sum_of_draws(chunk, _UNROLLED, key, mean, deviation),
-        mean,
-        jnp.arange(chunks),
-    )
-    if rest:
-        total += sum_of_draws(chunks, rest, key, mean, deviation)
-    return (total * (1.0 / int(samples))).astype(out_dtype)
+
+@functools.lru_cache(KEPT)
+def _closed(function: Any, numbers: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    closed_form = jax.checkpoint(functools.partial(_closed_form, function, dict(numbers)))
+    return jax.jit(closed_form)
 
 
 def _closed_form(
-    activation: Activation, mean: jax.Array, variance: jax.Array
+    function: Any,
+    numbers: dict[str, Any],
+    arrays: dict[str, jax.Array],
+    mean: jax.Array,
+    variance: jax.Array,
 ) -> jax.Array | None:
+    activation = put_together(function, numbers | arrays)
     closed_form = find_closed_form(activation)
     if closed_form is None:
         return None
@@ -254,18 +268,24 @@ def _taylor(activation: Activation, mean: jax.Array, variance: jax.Array) -> jax
     return activation(mean) + 0.5 * variance * curvature
 
 
-def _integrate(activation: Activation, mean: jax.Array, variance: jax.Array) -> jax.Array:
+def _integrate(
+    activation: Applied,
+    values: Sequence[Any],
+    mean: jax.Array,
+    variance: jax.Array,
+    nodes: jax.Array,
+    weights: jax.Array,
+) -> jax.Array:
     deviation = standard_deviation(variance)
     sum_of_nodes = jax.checkpoint(
         functools.partial(_sum_over_pairs, activation), prevent_cse=False
     )
-    nodes = jax.tree.map(functools.partial(jnp.asarray, dtype=mean.dtype), _nodes())
     result = _sum_over_loop(
-        lambda chunk: sum_of_nodes(mean, deviation, *chunk), mean, nodes
+        lambda chunk: sum_of_nodes(values, mean, deviation, *chunk), mean, (nodes, weights)
     )
     # At variance 0 the rule returns the activation but for rounding, which would
     # make 0.9999999 of a spike; the gradient is right as it is.
-    exact = _apply(activation, mean)
+    exact = activation(values, mean)
     rounding = jnp.where(_is_point(variance), exact - result, 0.0)
     return result + jax.lax.stop_gradient(rounding)
 
@@ -288,7 +308,8 @@ def _nodes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sum_over_pairs(
-    activation: Activation,
+    activation: Applied,
+    values: Sequence[Any],
     mean: jax.Array,
     deviation: jax.Array,
     nodes: jax.Array,
@@ -298,18 +319,48 @@ def _sum_over_pairs(
     for node, weight in zip(nodes, weights, strict=True):
         # In pairs, so that for a tiny deviation the two slopes cancel exactly.
         offset = deviation * node
-        pair = _apply(activation, mean + offset) + _apply(activation, mean - offset)
+        pair = activation(values, mean + offset) + activation(values, mean - offset)
         total += weight * pair
     return total
 
 
-def _sum_over_draws(
-    activation: Activation, mean: jax.Array, deviation: jax.Array, draws: jax.Array
+def _average(
+    activation: Applied,
+    samples: int,
+    values: Sequence[Any],
+    key: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
 ) -> jax.Array:
-    total = jnp.zeros_like(mean)
-    for draw in draws:
-        total += _apply(activation, mean + deviation * draw)
-    return total
+    deviation = standard_deviation(variance)
+
+    # Nothing but the key and the moments is kept for the gradient. All arrays are
+    # arguments, because JAX remembers what a checkpoint closes over: a tracer would leak.
+    @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
+    def sum_of_draws(
+        chunk: Any,
+        size: int,
+        values: Sequence[Any],
+        key: jax.Array,
+        mean: jax.Array,
+        deviation: jax.Array,
+    ) -> jax.Array:
+        shape = (size, *mean.shape[:-2], 1, mean.shape[-1])
+        draws = jax.random.normal(jax.random.fold_in(key, chunk), shape, mean.dtype)
+        total = jnp.zeros_like(mean)
+        for draw in draws:
+            total += activation(values, mean + deviation * draw)
+        return total
+
+    chunks, rest = divmod(samples, _UNROLLED)
+    total = _sum_over_loop(
+        lambda chunk: sum_of_draws(chunk, _UNROLLED, values, key, mean, deviation),
+        mean,
+        jnp.arange(chunks),
+    )
+    if rest:
+        total += sum_of_draws(chunks, rest, values, key, mean, deviation)
+    return total * (1.0 / samples)
 
 
 def _sum_over_loop(
@@ -321,12 +372,6 @@ def _sum_over_loop(
 
     total: jax.Array = jax.lax.scan(body, jnp.zeros_like(like), xs)[0]
     return total
-
-
-def _apply(activation: Activation, z: jax.Array) -> jax.Array:
-    y = activation(z)
-    check_elementwise(z, y)
-    return jnp.asarray(y, z.dtype)
 
 
 def standard_deviation(variance: jax.Array) -> jax.Array:
