@@ -6,7 +6,6 @@ words in cache, each device its own share of it; elsewhere the compiler fuses
 unpacking into one reduction.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -134,17 +133,16 @@ def forward_by_example(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax
         part: jax.Array = lax.map(example, (x[:, :, rows], words[:, rows]))
         return part
 
-    first, *others = map(walk, _row_blocks(x.shape[1], kernel.shape))
+    first, *others = map(walk, _row_blocks(x, kernel))
     return sum(others, start=first)
 
 
-def _row_blocks(inputs_per_mask: int, kernel_shape: tuple[int, ...]) -> list[slice]:
+def _row_blocks(x: jax.Array, kernel: Any) -> list[slice]:
     # A matrix product writes and reads a masked block: up to 2^17 elements it stays in
     # the second cache with what it is multiplied with, a tenth faster. Each block is a
     # loop of its own to compile, hence no more than four.
-    inputs = max(kernel_shape[0], 1)
-    size = math.prod(kernel_shape)
-    blocks = 1 if inputs_per_mask == 1 else max(1, min(4, -(-size // 2**17)))
+    inputs = max(kernel.shape[0], 1)
+    blocks = 1 if x.shape[1] == 1 else max(1, min(4, -(-kernel.size // 2**17)))
     rows = -(-inputs // blocks)
     return [slice(start, start + rows) for start in range(0, inputs, rows)]
 
@@ -199,30 +197,25 @@ def input_gradient_by_example(
             dx = lax.map(turned, inputs).swapaxes(1, 2)
         return dx
 
-    return jnp.concatenate(
-        [walk(rows) for rows in _row_blocks(dy.shape[1], kernel.shape)], 2
-    )
+    return jnp.concatenate([walk(rows) for rows in _row_blocks(dy, kernel)], 2)
 
 
 def kernel_gradient_by_example(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
     """Walks the batch, and adds up what each example gives."""
-    shape, dtype = (x.shape[2], dy.shape[2]), x.dtype
+    kernel = jax.ShapeDtypeStruct((x.shape[2], dy.shape[2]), x.dtype)
 
     def walk(rows: slice) -> jax.Array:
         def add(total: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
             x, dy, words = inputs
             return total + _masked(words, x.T @ dy).astype(total.dtype), None
 
-<<<<<<< HEAD
-        zero = jnp.zeros(kernel[rows].shape, wide_dtype(kernel.dtype))
-=======
-        zero = jnp.zeros((len(range(*rows.indices(shape[0]))), shape[1]), _wide(dtype))
->>>>>>> 4056559 (WIP)
+        shape = (len(range(kernel.shape[0])[rows]), kernel.shape[1])
+        zero = jnp.zeros(shape, wide_dtype(kernel.dtype))
         zero, _ = vary_alike(zero, x)
         total, _ = lax.scan(add, zero, (x[:, :, rows], dy, words[:, rows]))
-        return total.astype(dtype)
+        return total.astype(kernel.dtype)
 
-    return jnp.concatenate([walk(rows) for rows in _row_blocks(x.shape[1], shape)], 0)
+    return jnp.concatenate([walk(rows) for rows in _row_blocks(x, kernel)], 0)
 
 
 def forward_fused(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
@@ -234,28 +227,20 @@ def forward_fused(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Arra
     return y.astype(out_dtype)
 
 
-<<<<<<< HEAD
-def backward_fused(
-    x: jax.Array, kernel: jax.Array, words: jax.Array, dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Two reductions over the whole batch."""
-    wide, out_dtype = wide_dtype(kernel.dtype), kernel.dtype
-    x, kernel, dy = x.astype(wide), kernel.astype(wide), dy.astype(wide)
-    dx = _masked(words[:, None], dy[:, :, None] * kernel[None, None]).sum(3)
-    outer = _masked(words[:, None], x[..., None] * dy[:, :, None])
-    return dx.astype(out_dtype), outer.sum((0, 1)).astype(out_dtype)
-=======
 def input_gradient_fused(kernel: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
     """One reduction over the whole batch."""
-    terms = _masked(words[:, None], dy[:, :, None] * kernel[None, None])
-    return terms.sum(3, dtype=dy.dtype)
+    wide, out_dtype = wide_dtype(kernel.dtype), kernel.dtype
+    kernel, dy = kernel.astype(wide), dy.astype(wide)
+    dx = _masked(words[:, None], dy[:, :, None] * kernel[None, None]).sum(3)
+    return dx.astype(out_dtype)
 
 
 def kernel_gradient_fused(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
     """One reduction over the whole batch."""
+    wide, out_dtype = wide_dtype(x.dtype), x.dtype
+    x, dy = x.astype(wide), dy.astype(wide)
     outer = _masked(words[:, None], x[..., None] * dy[:, :, None])
-    return outer.sum((0, 1), dtype=x.dtype)
->>>>>>> 4056559 (WIP)
+    return outer.sum((0, 1)).astype(out_dtype)
 
 
 def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
