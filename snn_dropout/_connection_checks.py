@@ -143,7 +143,7 @@ def check_activation(activation: Any) -> None:
         )
 
 
-def check_elementwise(given: Any, returned: Any) -> None:
+def check_same_shape(given: Any, returned: Any) -> None:
     """Raises unless the activation returned an array of the shape it was given."""
     shape = getattr(returned, "shape", None)
     if shape != given.shape:
@@ -152,6 +152,20 @@ def check_elementwise(given: Any, returned: Any) -> None:
             f"`activation` must return one number for each that it is given, but for "
             f"shape {tuple(given.shape)} it returned {what}; apply what changes the "
             f"shape to the result instead."
+        )
+
+
+def check_elementwise(elementwise: bool, activation: Any) -> None:
+    """Raises unless the activation is seen or found to be elementwise."""
+    if not elementwise:
+        name = getattr(activation, "__name__", None) or repr(activation)
+        raise ValueError(
+            f"`activation` must be elementwise for the exact expectation, each number that "
+            f"it returns a function of the same number of its input alone, but {name} "
+            f"mixes them, as softmax and sort do, or can not be seen not to; write "
+            f"`inference='sample'` (`functional.sampled_activation`), which averages whole "
+            f"results. A function of several examples, as a maximum over the batch, has no "
+            f"place in a layer: call it on what the layer returns."
         )
 
 

@@ -506,14 +506,14 @@ MUTANTS = [
     ),
     Mutant(
         "the deviation of a silent row has an infinite slope",
-        "functional/expectation.py",
-        "    root = jnp.sqrt(jnp.where(is_point, 1.0, variance))",
+        "functional/_averages.py",
+        "    root = jnp.sqrt(jnp.where(at_point, 1.0, variance))",
         "    root = jnp.sqrt(variance)",
         "test_dropconnect.py::test_a_silent_row_is_finite_with_finite_gradients",
     ),
     Mutant(
         "the last samples of an odd number are left out",
-        "functional/expectation.py",
+        "functional/_averages.py",
         "    if rest:",
         "    if False:",
         "functional/test_expectation.py::test_the_draws_are_independent_standard_normals",
@@ -623,8 +623,8 @@ MUTANTS = [
     Mutant(
         "the gradient of the kernel is summed in half precision",
         "functional/connections.py",
-        "zero = jnp.zeros(kernel[rows].shape, wide_dtype(kernel.dtype))",
-        "zero = jnp.zeros(kernel[rows].shape, kernel.dtype)",
+        "zero = jnp.zeros(shape, wide_dtype(kernel.dtype))",
+        "zero = jnp.zeros(shape, kernel.dtype)",
         "test_precision.py::test_sums_of_products_are_wide",
     ),
     Mutant(

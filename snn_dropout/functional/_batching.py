@@ -14,22 +14,10 @@ def in_turn(walk: Callable[..., Any]) -> Callable[..., Any]:
     On a mesh it does so still, for the devices may share what is vmapped.
 
     Args:
-      walk: a function of arrays that loops over their first axis; differentiable by
-        reverse mode, and so is the result.
+      walk: a function of arrays that loops over their first axis. The result has no
+        derivative of its own.
     """
-
-    @jax.custom_vjp
-    def alone(*arrays: jax.Array) -> Any:
-        return jax.custom_batching.sequential_vmap(walk)(*arrays)
-
-    # A function with a rule for vmap has no gradient of its own.
-    def forward(*arrays: jax.Array) -> tuple[Any, Any]:
-        return alone(*arrays), arrays
-
-    def backward(arrays: Any, cotangents: Any) -> Any:
-        return jax.vjp(walk, *arrays)[1](cotangents)
-
-    alone.defvjp(forward, backward)
+    alone = jax.custom_batching.sequential_vmap(walk)
 
     def choose(*arrays: jax.Array) -> Any:
         on_mesh = not jax.typeof(arrays[0]).sharding.mesh.empty

@@ -14,7 +14,7 @@ would divide by powers of the variance that overflow, and cancel.
 import builtins
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +54,25 @@ class Threshold:
         return jnp.asarray(z >= self.theta, z.dtype)
 
 
+def taken_apart(activation: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    """Returns the function that the table knows, if it does, and its parameters."""
+    if isinstance(activation, functools.partial) and not activation.args:
+        return activation.func, activation.keywords
+    if isinstance(activation, Threshold):
+        return Threshold, {"theta": activation.theta}
+    return activation, {}
+
+
+def put_together(function: Any, parameters: Mapping[str, Any]) -> Callable[..., Any]:
+    """Undoes :func:`taken_apart`."""
+    if function is Threshold:
+        return Threshold(**parameters)
+    return functools.partial(function, **parameters) if parameters else function
+
+
 def find_closed_form(activation: Callable[..., Any]) -> ClosedForm | None:
     """Returns the closed form of an activation, its parameters bound, or None."""
-    function: Any = activation
-    parameters: dict[str, Any] = {}
-    if isinstance(activation, functools.partial) and not activation.args:
-        function, parameters = activation.func, activation.keywords
-    elif isinstance(activation, Threshold):
-        function, parameters = Threshold, {"theta": activation.theta}
+    function, parameters = taken_apart(activation)
     try:
         closed_form = CLOSED_FORMS.get(function)
     except TypeError:  # not hashable, so not in the table

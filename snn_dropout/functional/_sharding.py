@@ -104,6 +104,12 @@ def _reshaped(
     return jax.lax.reshape(x, shape, out_sharding=sharding.update(spec=spec))
 
 
+def has_typed_axes(*arrays: jax.Array) -> bool:
+    """Whether types say how arrays lie on devices, as along explicit and manual axes."""
+    kinds = {k for x in arrays for k in jax.typeof(x).sharding.mesh.axis_types}
+    return bool(kinds - {AxisType.Auto})
+
+
 def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
     """Marks arrays that are the same on all devices of a manual axis as different.
 

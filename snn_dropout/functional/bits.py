@@ -110,10 +110,18 @@ def draw_bits(
     """
     check_probability(p)
     packed = (*shape[:-1], packed_width(shape[-1]))
-    draw = partial(_draw_words, shape=packed, p=float(p))
-    if out_sharding is not None:
-        explicit = out_sharding.mesh.explicit_axes
-        draw = jax.sharding.auto_axes(draw, out_sharding=out_sharding, axes=explicit)
+    words: jax.Array = _draw(key, packed, float(p), out_sharding)
+    return words
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def _draw(
+    key: jax.Array, shape: tuple[int, ...], p: float, sharding: NamedSharding | None
+) -> jax.Array:
+    draw = partial(_draw_words, shape=shape, p=p)
+    if sharding is not None:
+        explicit = sharding.mesh.explicit_axes
+        draw = jax.sharding.auto_axes(draw, out_sharding=sharding, axes=explicit)
     words: jax.Array = draw(key)
     return words
 

@@ -6,6 +6,7 @@ words in cache, each device its own share of it; elsewhere the compiler fuses
 unpacking into one reduction.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax import lax
 from snn_dropout._connection_checks import check_masked_matmul
 from snn_dropout.functional._batching import in_turn
 from snn_dropout.functional._sharding import join, shares, split, vary_alike
+from snn_dropout.functional._trilinear import Product, trilinear
 from snn_dropout.functional.bits import packed_width, unpack_bits
 
 
@@ -23,8 +25,8 @@ def masked_matmul(x: jax.Array, kernel: jax.Array, kernel_mask: jax.Array) -> ja
 
     ``y[n, s, o] = sum_i mask[n, i, o] kernel[i, o] x[n, s, i]``
 
-    Differentiable in ``x`` and ``kernel`` by reverse mode; forward and backward keep
-    the packed mask and one unpacked ``[I, O]`` at a time.
+    Differentiable in ``x`` and ``kernel``, in both modes and any order; forward and
+    backward keep the packed mask and one unpacked ``[I, O]`` at a time.
 
     Example::
 
@@ -50,63 +52,77 @@ def masked_matmul(x: jax.Array, kernel: jax.Array, kernel_mask: jax.Array) -> ja
     return _masked_matmul(*vary_alike(x, kernel, kernel_mask))
 
 
-@jax.custom_vjp
-def _masked_matmul(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
+def _output(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     y: jax.Array = lax.platform_dependent(
         x, kernel, words, cpu=forward_by_share, default=forward_fused
     )
     return y
 
 
-def _forward(x: jax.Array, kernel: jax.Array, words: jax.Array) -> tuple[jax.Array, Any]:
-    return _masked_matmul(x, kernel, words), (x, kernel, words)
-
-
-def _backward(residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    x, kernel, words = residuals
-    dx, dkernel = lax.platform_dependent(
-        x, kernel, words, dy, cpu=backward_by_share, default=backward_fused
+def _input_gradient(kernel: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
+    dx: jax.Array = lax.platform_dependent(
+        kernel, dy, words, cpu=input_gradient_by_share, default=input_gradient_fused
     )
-    return dx, dkernel, None
+    return dx
 
 
-_masked_matmul.defvjp(_forward, _backward)
+def _kernel_gradient(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
+    dkernel: jax.Array = lax.platform_dependent(
+        x, dy, words, cpu=kernel_gradient_by_share, default=kernel_gradient_fused
+    )
+    return dkernel
+
+
+# The form is `sum_{n,s,i,o} mask[n, i, o] kernel[i, o] x[n, s, i] dy[n, s, o]`.
+_products = _input_gradient, _kernel_gradient, _output
+*_, _masked_matmul = trilinear("masked_matmul", _products)
 
 
 def forward_by_share(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     """Walks the shares of the batch side by side."""
-    number = shares(x)
+    return _by_share(forward_by_example, (0, None, 0), join, (x, kernel, words), x)
+
+
+def input_gradient_by_share(
+    kernel: jax.Array, dy: jax.Array, words: jax.Array
+) -> jax.Array:
+    """Walks the shares of the batch side by side."""
+    arrays = kernel, dy, words
+    return _by_share(input_gradient_by_example, (None, 0, 0), join, arrays, dy)
+
+
+def kernel_gradient_by_share(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
+    """Walks the shares of the batch side by side, and adds up their gradients."""
+    return _by_share(kernel_gradient_by_example, (0, 0, 0), _total, (x, dy, words), x)
+
+
+def _by_share(
+    walk: Product,
+    axes: tuple[int | None, ...],
+    combine: Callable[[jax.Array], jax.Array],
+    arrays: tuple[jax.Array, ...],
+    batch: jax.Array,
+) -> jax.Array:
+    number = shares(batch)
     if number is None:
-        y: jax.Array = in_turn(forward_by_example)(x, kernel, words)
+        y: jax.Array = in_turn(walk)(*arrays)
         return y
-    walk = jax.vmap(forward_by_example, (0, None, 0))
-    return join(walk(split(x, number), kernel, split(words, number)))
+    divided = (
+        array if axis is None else split(array, number)
+        for array, axis in zip(arrays, axes, strict=True)
+    )
+    # A gradient is taken outside of the scope that names the mesh.
+    with jax.sharding.use_abstract_mesh(jax.typeof(batch).sharding.mesh):
+        return combine(jax.vmap(walk, axes)(*divided))
 
 
-def backward_by_share(
-    x: jax.Array, kernel: jax.Array, words: jax.Array, dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Walks the shares of the batch side by side, and adds up their kernel gradients."""
-    number = shares(x)
-    if number is None:
-        gradients: tuple[jax.Array, jax.Array] = in_turn(backward_by_example)(
-            x, kernel, words, dy
-        )
-        return gradients
-    walk = jax.vmap(backward_by_example, (0, None, 0, 0))
-    shared = (split(array, number) for array in (words, dy))
-    with jax.sharding.use_abstract_mesh(jax.typeof(x).sharding.mesh):
-        dx, dkernel = walk(split(x, number), kernel, *shared)
-    return join(dx), dkernel.sum(0)
+def _total(parts: jax.Array) -> jax.Array:
+    return parts.sum(0)
 
 
 def forward_by_example(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     """Walks the batch; each example is one product with its masked kernel."""
     product = _vector_product if x.shape[1] == 1 else _matrix_product
-    # Under a gradient of a scan over time JAX moves zeros and bit positions out of the
-    # loops, and then they are read from memory element by element, 8 times as slow. It
-    # leaves a checkpoint whole.
-    product = jax.checkpoint(product, prevent_cse=False)
 
     def walk(rows: slice) -> jax.Array:
         def example(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -121,7 +137,7 @@ def forward_by_example(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax
     return sum(others, start=first)
 
 
-def _row_blocks(x: jax.Array, kernel: jax.Array) -> list[slice]:
+def _row_blocks(x: jax.Array, kernel: Any) -> list[slice]:
     # A matrix product writes and reads a masked block: up to 2^17 elements it stays in
     # the second cache with what it is multiplied with, a tenth faster. Each block is a
     # loop of its own to compile, hence no more than four.
@@ -155,12 +171,12 @@ def _vector_product(x: jax.Array, words: jax.Array, kernel: jax.Array) -> jax.Ar
     return (jnp.ones((1, rows), wide) @ total).astype(kernel.dtype)
 
 
-def backward_by_example(
-    x: jax.Array, kernel: jax.Array, words: jax.Array, dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Walks the batch twice: two short loop bodies compile to faster code than one."""
+def input_gradient_by_example(
+    kernel: jax.Array, dy: jax.Array, words: jax.Array
+) -> jax.Array:
+    """Walks the batch, in a loop of its own: short bodies compile to faster code."""
 
-    def input_gradient(rows: slice) -> jax.Array:
+    def walk(rows: slice) -> jax.Array:
         block = kernel[rows]
 
         def vectors(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -181,19 +197,25 @@ def backward_by_example(
             dx = lax.map(turned, inputs).swapaxes(1, 2)
         return dx
 
-    def kernel_gradient(rows: slice) -> jax.Array:
+    return jnp.concatenate([walk(rows) for rows in _row_blocks(dy, kernel)], 2)
+
+
+def kernel_gradient_by_example(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
+    """Walks the batch, and adds up what each example gives."""
+    kernel = jax.ShapeDtypeStruct((x.shape[2], dy.shape[2]), x.dtype)
+
+    def walk(rows: slice) -> jax.Array:
         def add(total: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
             x, dy, words = inputs
             return total + _masked(words, x.T @ dy).astype(total.dtype), None
 
-        zero = jnp.zeros(kernel[rows].shape, wide_dtype(kernel.dtype))
+        shape = (len(range(kernel.shape[0])[rows]), kernel.shape[1])
+        zero = jnp.zeros(shape, wide_dtype(kernel.dtype))
         zero, _ = vary_alike(zero, x)
         total, _ = lax.scan(add, zero, (x[:, :, rows], dy, words[:, rows]))
         return total.astype(kernel.dtype)
 
-    blocks = _row_blocks(x, kernel)
-    dx = jnp.concatenate([input_gradient(rows) for rows in blocks], 2)
-    return dx, jnp.concatenate([kernel_gradient(rows) for rows in blocks], 0)
+    return jnp.concatenate([walk(rows) for rows in _row_blocks(x, kernel)], 0)
 
 
 def forward_fused(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
@@ -205,15 +227,20 @@ def forward_fused(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Arra
     return y.astype(out_dtype)
 
 
-def backward_fused(
-    x: jax.Array, kernel: jax.Array, words: jax.Array, dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Two reductions over the whole batch."""
+def input_gradient_fused(kernel: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
+    """One reduction over the whole batch."""
     wide, out_dtype = wide_dtype(kernel.dtype), kernel.dtype
-    x, kernel, dy = x.astype(wide), kernel.astype(wide), dy.astype(wide)
+    kernel, dy = kernel.astype(wide), dy.astype(wide)
     dx = _masked(words[:, None], dy[:, :, None] * kernel[None, None]).sum(3)
+    return dx.astype(out_dtype)
+
+
+def kernel_gradient_fused(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
+    """One reduction over the whole batch."""
+    wide, out_dtype = wide_dtype(x.dtype), x.dtype
+    x, dy = x.astype(wide), dy.astype(wide)
     outer = _masked(words[:, None], x[..., None] * dy[:, :, None])
-    return dx.astype(out_dtype), outer.sum((0, 1)).astype(out_dtype)
+    return outer.sum((0, 1)).astype(out_dtype)
 
 
 def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:

@@ -9,7 +9,6 @@ activation, which is not the activation of the mean: exactly
 
 import functools
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -25,14 +24,25 @@ from snn_dropout._connection_checks import (
     check_elementwise,
     check_normal,
 )
-from snn_dropout.functional._closed_forms import find_closed_form
-
-Activation = Callable[[jax.Array], jax.Array]
-
-# Unrolled in the body of a loop, so that one pass over memory serves all of them.
-# XLA's CPU compiler copies what makes the normals into each of their uses if there
-# are at most 15, and then computes them again for every example of the batch.
-_UNROLLED = 16
+from snn_dropout.functional._averages import (
+    average_draws,
+    integrate,
+    is_point,
+    nodes_and_weights,
+)
+from snn_dropout.functional._closed_forms import (
+    find_closed_form,
+    put_together,
+    taken_apart,
+)
+from snn_dropout.functional._elementwise import is_elementwise
+from snn_dropout.functional._programs import (
+    KEPT,
+    Activation,
+    Traced,
+    run,
+    trace,
+)
 
 
 def moments(
@@ -97,7 +107,9 @@ def expected_activation(
     ``Threshold``: the error is that of float32, or 4e-7 for what is built on the
     sigmoid. Any other callable is integrated with 128 nodes: an error of 1e-6 where
     it is smooth, 5e-5 standard deviations at a kink, 1 % of the height of a jump.
-    It must be elementwise; what mixes features needs ``sampled_activation``.
+    It must be elementwise. One whose numbers depend on each other raises, as softmax,
+    and needs ``sampled_activation``: most are told by their equations, the others by
+    trying, and what can be neither seen nor tried raises too.
 
     A variance of 0 gives ``activation(mean)`` and its gradient. The gradients are
     those of the expectation, so that of a threshold is its density; only of a
@@ -126,7 +138,7 @@ def expected_activation(
       TypeError: ``activation`` is not callable, ``mean`` or ``variance`` is complex
         or not an array.
       ValueError: the shapes of ``mean`` and ``variance`` differ, or the activation
-        changes the shape.
+        changes the shape or is not elementwise.
 
     Source: Wan et al. 2013, Algorithm 2, "numeric integration"; for the sigmoid,
     Monahan and Stefanski 1992.
@@ -135,10 +147,11 @@ def expected_activation(
     check_normal(mean, variance)
     mean, variance, out_dtype = _widen(mean, variance)
     function = jax.nn.identity if activation is None else activation
-    closed_form = jax.checkpoint(functools.partial(_closed_form, function))
-    result: jax.Array | None = closed_form(mean, variance)
+    result = _in_closed_form(function, mean, variance)
     if result is None:
-        result = _integrate(function, mean, variance)
+        traced = _trace_elementwise(function, mean)
+        rule = (jnp.asarray(part, mean.dtype) for part in nodes_and_weights())
+        result = run(integrate, traced, mean, variance, *rule)
     return result.astype(out_dtype)
 
 
@@ -174,7 +187,7 @@ def sampled_activation(
     Args:
       key: a key of ``jax.random``; it is consumed.
       activation: a callable that keeps the shape, or None for the identity. It may
-        mix features, as ``softmax`` does.
+        mix features, as ``softmax`` does, but no examples, for they share the draws.
       mean: the mean of the pre-activation, ``[N, O]`` or ``[T, N, O]``.
       variance: its variance, of the same shape and at least 0, in squared units.
       samples: the number of draws S, a static integer of at least 1.
@@ -197,50 +210,64 @@ def sampled_activation(
     check_count("samples", samples)
     mean, variance, out_dtype = _widen(mean, variance)
     function = jax.nn.identity if activation is None else activation
+    traced = trace(function, mean)
+    average = run(average_draws, traced, key, mean, variance, static=(int(samples),))
+    return average.astype(out_dtype)
 
-    deviation = standard_deviation(variance)
 
-    # Nothing but the key and the moments is kept for the gradient. The key is an argument,
-    # because JAX remembers what a checkpoint closes over: a tracer would leak.
-    @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
-    def sum_of_draws(
-        chunk: Any, size: int, key: jax.Array, mean: jax.Array, deviation: jax.Array
-    ) -> jax.Array:
-        shape = (size, *mean.shape[:-2], 1, mean.shape[-1])
-        draws = jax.random.normal(jax.random.fold_in(key, chunk), shape, mean.dtype)
-        return _sum_over_draws(function, mean, deviation, draws)
+def check_expectation(activation: Activation | None, z: jax.Array) -> None:
+    """Raises where the exact expectation can not be had of an activation of ``z``."""
+    if activation is not None and find_closed_form(activation) is None:
+        _trace_elementwise(activation, z)
 
-    chunks, rest = divmod(int(samples), _UNROLLED)
-    total = _sum_over_loop(
-        lambda chunk: sum_of_draws(chunk, _UNROLLED, key, mean, deviation),
-        mean,
-        jnp.arange(chunks),
-    )
-    if rest:
-        total += sum_of_draws(chunks, rest, key, mean, deviation)
-    return (total * (1.0 / int(samples))).astype(out_dtype)
+
+def _trace_elementwise(activation: Activation, z: jax.Array) -> Traced:
+    traced = trace(activation, z)
+    check_elementwise(is_elementwise(traced, z), activation)
+    return traced
+
+
+def _in_closed_form(
+    activation: Activation, mean: jax.Array, variance: jax.Array
+) -> jax.Array | None:
+    if find_closed_form(activation) is None:
+        return None
+    function, parameters = taken_apart(activation)
+    arrays, numbers = {}, []
+    for name, value in sorted(parameters.items()):
+        if isinstance(value, (jax.Array, np.ndarray)):
+            arrays[name] = value
+        else:
+            numbers.append((name, value))
+    result: jax.Array | None = _closed(function, tuple(numbers))(arrays, mean, variance)
+    return result
+
+
+@functools.lru_cache(KEPT)
+def _closed(function: Any, numbers: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    closed_form = jax.checkpoint(functools.partial(_closed_form, function, dict(numbers)))
+    return jax.jit(closed_form)
 
 
 def _closed_form(
-    activation: Activation, mean: jax.Array, variance: jax.Array
+    function: Any,
+    numbers: dict[str, Any],
+    arrays: dict[str, jax.Array],
+    mean: jax.Array,
+    variance: jax.Array,
 ) -> jax.Array | None:
+    activation = put_together(function, numbers | arrays)
     closed_form = find_closed_form(activation)
     if closed_form is None:
         return None
-    is_point = _is_point(variance)
+    at_point = is_point(variance)
     # Both branches are evaluated everywhere, and a NaN of the one that is not
     # chosen would reach the gradient: each gets arguments that it takes.
-    spread = closed_form(mean, jnp.where(is_point, 1.0, variance).astype(mean.dtype))
+    spread = closed_form(mean, jnp.where(at_point, 1.0, variance).astype(mean.dtype))
     if spread is None:
         return None
-    point = _taylor(activation, jnp.where(is_point, mean, 0.0), variance)
-    return jnp.where(is_point, point, spread)
-
-
-def _is_point(variance: jax.Array) -> jax.Array:
-    # Smaller numbers are 0 to a processor that flushes subnormal ones.
-    is_point: jax.Array = jnp.abs(variance) < np.finfo(variance.dtype).tiny
-    return is_point
+    point = _taylor(activation, jnp.where(at_point, mean, 0.0), variance)
+    return jnp.where(at_point, point, spread)
 
 
 def _taylor(activation: Activation, mean: jax.Array, variance: jax.Array) -> jax.Array:
@@ -252,88 +279,6 @@ def _taylor(activation: Activation, mean: jax.Array, variance: jax.Array) -> jax
 
     curvature: jax.Array = jax.jvp(slope, (mean,), (jnp.ones_like(mean),))[1]
     return activation(mean) + 0.5 * variance * curvature
-
-
-def _integrate(activation: Activation, mean: jax.Array, variance: jax.Array) -> jax.Array:
-    deviation = standard_deviation(variance)
-    sum_of_nodes = jax.checkpoint(
-        functools.partial(_sum_over_pairs, activation), prevent_cse=False
-    )
-    nodes = jax.tree.map(functools.partial(jnp.asarray, dtype=mean.dtype), _nodes())
-    result = _sum_over_loop(
-        lambda chunk: sum_of_nodes(mean, deviation, *chunk), mean, nodes
-    )
-    # At variance 0 the rule returns the activation but for rounding, which would
-    # make 0.9999999 of a spike; the gradient is right as it is.
-    exact = _apply(activation, mean)
-    rounding = jnp.where(_is_point(variance), exact - result, 0.0)
-    return result + jax.lax.stop_gradient(rounding)
-
-
-@functools.cache
-def _nodes() -> tuple[np.ndarray, np.ndarray]:
-    """The positive nodes of the rule and the weight of each, in rows to unroll.
-
-    The nodes are quantiles of a normal of twice the width, the weights the quotient
-    of the densities. They lie as dense as quantiles where the mass is, which bounds
-    the error at a kink or a jump; and since the integrand is then smooth and 0 at
-    both ends, the rule converges fast where the activation is smooth.
-    """
-    pairs = 64
-    wide = NormalDist(0.0, 2.0)
-    nodes = np.array([wide.inv_cdf(0.5 + (k + 0.5) / (2 * pairs)) for k in range(pairs)])
-    weights = np.exp(-0.5 * nodes**2 * (1.0 - 1.0 / wide.variance))
-    weights /= 2.0 * weights.sum()
-    return nodes.reshape(-1, _UNROLLED), weights.reshape(-1, _UNROLLED)
-
-
-def _sum_over_pairs(
-    activation: Activation,
-    mean: jax.Array,
-    deviation: jax.Array,
-    nodes: jax.Array,
-    weights: jax.Array,
-) -> jax.Array:
-    total = jnp.zeros_like(mean)
-    for node, weight in zip(nodes, weights, strict=True):
-        # In pairs, so that for a tiny deviation the two slopes cancel exactly.
-        offset = deviation * node
-        pair = _apply(activation, mean + offset) + _apply(activation, mean - offset)
-        total += weight * pair
-    return total
-
-
-def _sum_over_draws(
-    activation: Activation, mean: jax.Array, deviation: jax.Array, draws: jax.Array
-) -> jax.Array:
-    total = jnp.zeros_like(mean)
-    for draw in draws:
-        total += _apply(activation, mean + deviation * draw)
-    return total
-
-
-def _sum_over_loop(
-    summand: Callable[[Any], jax.Array], like: jax.Array, xs: Any
-) -> jax.Array:
-    def body(total: jax.Array, x: Any) -> tuple[jax.Array, None]:
-        # The total stays outside of a checkpoint, which would keep it at each step.
-        return total + summand(x), None
-
-    total: jax.Array = jax.lax.scan(body, jnp.zeros_like(like), xs)[0]
-    return total
-
-
-def _apply(activation: Activation, z: jax.Array) -> jax.Array:
-    y = activation(z)
-    check_elementwise(z, y)
-    return jnp.asarray(y, z.dtype)
-
-
-def standard_deviation(variance: jax.Array) -> jax.Array:
-    """The square root with slope 0 at 0, where that of the square root is infinite."""
-    is_point = _is_point(variance)
-    root = jnp.sqrt(jnp.where(is_point, 1.0, variance))
-    return jnp.where(is_point, 0.0, root)
 
 
 def _widen(mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, jax.Array, jnp.dtype]:

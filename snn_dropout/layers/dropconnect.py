@@ -22,14 +22,15 @@ from snn_dropout._simulation import (
     over_time,
     sampled_over_time,
 )
+from snn_dropout.functional._averages import standard_deviation
 from snn_dropout.functional._sharding import batch_sharding, draw_sharded, vary_alike
 from snn_dropout.functional.bits import draw_bits, packed_width
 from snn_dropout.functional.connections import masked_matmul, wide_dtype
 from snn_dropout.functional.expectation import (
+    check_expectation,
     expected_activation,
     moments,
     sampled_activation,
-    standard_deviation,
 )
 from snn_dropout.functional.masks import draw_mask
 from snn_dropout.state import State
@@ -87,7 +88,8 @@ class DropConnectLinear(nn.Module):
       dtype: of the computation; by default that of input and parameters together.
       param_dtype: of the parameters.
       inference: ``'sample'`` averages ``samples_num`` draws, whose standard normals
-        the examples of a batch share; ``'analytic'`` is the exact expectation.
+        the examples of a batch share; ``'analytic'`` is the exact expectation, of an
+        elementwise activation.
       rng_collection: the RNG stream of masks and samples.
       state_collection: the collection of the masks.
 
@@ -148,7 +150,8 @@ class DropConnectLinear(nn.Module):
         Raises:
           TypeError: the input is complex.
           ValueError: the rank or ``in_features`` is wrong, a stored mask does not fit,
-            or ``deterministic`` is given twice or not at all.
+            the activation has no exact expectation and ``inference`` asks for it, or
+            ``deterministic`` is given twice or not at all.
           RuntimeError: the layer is called alone, or a held mask can not be stored,
             see ``snn_dropout.state``.
           flax.errors.InvalidRngError: the stream ``rng_collection`` is missing.
@@ -195,6 +198,8 @@ class DropConnectLinear(nn.Module):
         x_seq, kernel, bias = promote_dtype(x_seq, self.kernel, bias, dtype=self.dtype)
         if self.p == 0 or self.is_initializing():
             z_seq = _linear(x_seq, kernel, bias)
+            if self.inference == "analytic" and self.p > 0:
+                check_expectation(self.activation, z_seq)
             y_seq = self._activate(z_seq, whole)
             if self.is_initializing() and deterministic and self._samples_neurons():
                 self._keep_samples(self._samples(z_seq))

@@ -60,21 +60,24 @@ def test_blocks_of_rows_are_every_row_once(inputs_per_mask, outputs):
         assert len(blocks) <= 4
 
 
+PRODUCTS = {  # and which of x, kernel and dy each multiplies
+    "forward": itemgetter(0, 1),
+    "input_gradient": itemgetter(1, 2),
+    "kernel_gradient": itemgetter(0, 2),
+}
+every_product = pytest.mark.parametrize("product", PRODUCTS)
+
+
 @pytest.mark.parametrize("inputs_per_mask", [1, 2])
-def test_the_accelerators_form_equals_the_cpus(inputs_per_mask):
+@every_product
+def test_the_accelerators_form_equals_the_cpus(inputs_per_mask, product):
     x, kernel, mask, dy = problem(inputs_per_mask=inputs_per_mask)
-    words = functional.pack_bits(mask)
-    np.testing.assert_allclose(
-        connections.forward_fused(x, kernel, words),
-        connections.forward_by_example(x, kernel, words),
-        rtol=1e-5,
-        atol=1e-5,
+    arrays = *PRODUCTS[product]((x, kernel, dy)), functional.pack_bits(mask)
+    fused, by_example = (
+        getattr(connections, f"{product}_{form}")(*arrays)
+        for form in ("fused", "by_example")
     )
-    fused = connections.backward_fused(x, kernel, words, dy)
-    for grad, other in zip(
-        fused, connections.backward_by_example(x, kernel, words, dy), strict=True
-    ):
-        np.testing.assert_allclose(grad, other, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fused, by_example, rtol=1e-5, atol=1e-5)
 
 
 @cases("order", [1, 2], short=[2])
@@ -85,9 +88,57 @@ def test_check_grads(order):
         lambda x, kernel: functional.masked_matmul(x, kernel, words) ** 2,
         (x, kernel),
         order=order,
-        modes=["rev"],
+        modes=["fwd", "rev"],
         rtol=2e-2,
     )
+
+
+@cases("inputs_per_mask", [1, 2], short=[2])
+def test_derivatives_of_both_modes_equal_an_einsums(inputs_per_mask):
+    x, kernel, mask, dy = problem(2, inputs_per_mask, 2, 3)
+    words = functional.pack_bits(mask)
+
+    def everything(product, x, kernel):
+        def loss(x, kernel):
+            return (jnp.sin(product(x, kernel)) * dy).sum()
+
+        return (
+            jax.linearize(product, x, kernel)[1](x + 1, kernel),
+            jax.jacfwd(jax.checkpoint(product), 1)(x, kernel),
+            jax.hessian(loss)(x, kernel),
+            jax.jacrev(jax.jacfwd(loss, 1))(x, kernel),
+            jax.linear_transpose(lambda x: product(x, kernel), x)(dy),
+        )
+
+    product = partial(functional.masked_matmul, kernel_mask=words)
+    found = jax.jit(partial(everything, product))(x, kernel)
+    expected = jax.jit(partial(everything, partial(reference, mask=mask)))(x, kernel)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_derivatives_are_taken_of_what_varies_and_of_nothing_else(place):
+    *arrays, mask, dy = problem()
+    words = functional.pack_bits(mask)
+
+    def product(varied):
+        return functional.masked_matmul(
+            *(varied if n == place else array for n, array in enumerate(arrays)), words
+        )
+
+    def forward(varied):
+        return jax.jvp(product, (varied,), (varied,))
+
+    def backward(varied, dy):
+        return jax.vjp(product, varied)[1](dy)
+
+    for function, given, products in (
+        (product, (arrays[place],), 1),
+        (forward, (arrays[place],), 2),
+        (backward, (arrays[place], dy), 2),
+    ):
+        jaxpr = jax.make_jaxpr(function)(*given).jaxpr
+        assert count(jaxpr, "masked_matmul") == products
 
 
 @cases(
@@ -116,7 +167,13 @@ def test_vmapped_products_are_products_alone_also_in_gradients(inputs_per_mask, 
 
     def everything(x, kernel, words):
         first, second = jax.grad(loss, (0, 1)), jax.grad(size_of_gradient, (0, 1))
-        return [f(x, kernel, words) for f in (functional.masked_matmul, first, second)]
+        forward = jax.jacfwd(lambda a: functional.masked_matmul(x * a, kernel * a, words))
+        return [
+            functional.masked_matmul(x, kernel, words),
+            first(x, kernel, words),
+            second(x, kernel, words),
+            forward(1.5),
+        ]
 
     found, alone = jax.jit(jax.vmap(everything, axes))(*vmapped), jax.jit(everything)
     for network in range(2):
@@ -129,17 +186,17 @@ def test_vmapped_products_are_products_alone_also_in_gradients(inputs_per_mask, 
         )
 
 
-def test_vmapped_products_are_walked_in_turn():
+@every_product
+def test_vmapped_products_are_walked_in_turn(product):
     """A wider loop body leaves the cache, and is several times as slow."""
     x, kernel, mask, dy = problem()
-    arrays = x, kernel, functional.pack_bits(mask)
-    networks = [jnp.stack([array] * 7) for array in (*arrays, dy)]
-    forward = jax.make_jaxpr(jax.vmap(connections.forward_by_share))(*networks[:3])
-    backward = jax.make_jaxpr(jax.vmap(connections.backward_by_share))(*networks)
-    for program in (forward, backward):
-        masked = [e for e in equations(program.jaxpr) if e.primitive.name == "select_n"]
-        assert masked
-        assert all(equation.outvars[0].aval.ndim == 2 for equation in masked)
+    arrays = *PRODUCTS[product]((x, kernel, dy)), functional.pack_bits(mask)
+    networks = [jnp.stack([array] * 7) for array in arrays]
+    walk = jax.vmap(getattr(connections, f"{product}_by_share"))
+    jaxpr = jax.make_jaxpr(walk)(*networks).jaxpr
+    masked = [e for e in equations(jaxpr) if e.primitive.name == "select_n"]
+    assert masked
+    assert all(equation.outvars[0].aval.ndim == 2 for equation in masked)
 
 
 @pytest.mark.parametrize(
