@@ -98,7 +98,8 @@ class MultiStep(nn.Module):
 
         Args:
           x_seq: the input ``[T, N, ...]``, or a pytree of such arrays; the module
-            is called with ``x_seq[t]``.
+            is called with ``x_seq[t]``. Batch first, ``[N, T, ...]`` as ``nn.RNN`` has
+            it by default, can not be seen: turn it by ``jnp.swapaxes(x_seq, 0, 1)``.
           *args: passed on, the same at every step.
           first_time_step: the number of the first step of ``x_seq``, where it is a chunk
             of a longer simulation, as for :func:`simulate`.
@@ -175,7 +176,9 @@ def simulate(
       model: a single-step linen module.
       variables: its parameters and, where there is one, the state to start from;
         what is missing is what ``init`` makes.
-      x_seq: the input ``[T, N, ...]``, or a pytree of such arrays.
+      x_seq: the input ``[T, N, ...]``, or a pytree of such arrays. Batch first,
+        ``[N, T, ...]`` as ``nn.RNN`` has it by default, can not be seen: turn it by
+        ``jnp.swapaxes(x_seq, 0, 1)``.
       *args: further arguments of the model, the same at every step.
       rngs: the keys of the simulation, as for ``apply``.
       mutable: further collections that are carried from step to step and

@@ -53,7 +53,7 @@ class LIF(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Runs one step."""
-        v = self.variable("state", "v", jnp.zeros_like, x)
+        v = self.variable("state", "v", jnp.zeros_like, x, jnp.float32)
         potential = v.value + (x - v.value) / 2
         fired = spike(potential - 1)
         if not self.is_initializing():
