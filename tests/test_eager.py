@@ -13,7 +13,6 @@ import pytest
 
 import snn_dropout as sd
 from snn_dropout import functional
-from snn_dropout.functional import _programs
 from tests.depth import cases
 
 KEY = jax.random.key(0)
@@ -330,28 +329,35 @@ def test_what_can_not_be_hashed_is_an_activation():
 # Nothing is kept alive.
 
 
-def activations():
-    """Each with an object that it refers to."""
-    gain = Gain(1.0)
-    yield gain, gain
-    gain = Gain(jnp.full((1, 4), 2.0))
-    yield gain.method, gain
-    gain = Gain(3.0)
-    yield (lambda z: gain(z)), gain
-    gain = Gain(4.0)
-    yield partial(lambda gain, z: nn.relu(gain(z)), gain), gain
+def in_a_closure(gain):
+    return lambda z: gain(z)
 
 
-def test_what_an_activation_refers_to_is_kept_alive_by_nothing():
-    for activation, object_ in activations():
-        jax.grad(
-            lambda a, activation=activation: averages(lambda z: a * activation(z)).sum()
-        )(1.0)
-        averages(activation)
-        alive = weakref.ref(object_)
-        del activation, object_
-        gc.collect()
-        assert alive() is None
+# Each makes an activation that refers to what it is given.
+REFER = [
+    lambda gain: gain,
+    lambda gain: gain.method,
+    in_a_closure,
+    lambda gain: partial(lambda gain, z: nn.relu(gain(z)), gain),
+]
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("refer", REFER)
+@pytest.mark.parametrize("factor", [1.0, jnp.full((1, 4), 2.0)])
+def test_what_an_activation_refers_to_is_kept_alive_by_nothing(refer, factor):
+    gain = Gain(factor)
+    activation, alive = refer(gain), weakref.ref(gain)
+    del gain
+
+    def loss(a, activation=activation):
+        return averages(lambda z: a * activation(z)).sum()
+
+    jax.grad(loss)(1.0)
+    averages(activation)
+    del activation, loss
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_layer_and_its_parameters_are_kept_alive_by_nothing():
@@ -362,16 +368,3 @@ def test_a_layer_and_its_parameters_are_kept_alive_by_nothing():
     del params
     gc.collect()
     assert [leaf() for leaf in leaves] == [None] * len(leaves)
-
-
-def test_so_many_programs_are_kept_and_no_more(monkeypatch):
-    """A gradient rule that refers to its activation goes when others have come."""
-    spike = spike_with(1.0)
-    alive = weakref.ref(spike)
-    run = partial(functional.sampled_activation, KEY, mean=MOMENTS[0], variance=MOMENTS[1])
-    run(spike, samples=1)
-    del spike
-    for number in range(_programs.KEPT):
-        _programs._compiled(run, number)
-    gc.collect()
-    assert alive() is None

@@ -18,8 +18,16 @@ from tests.neurons import LIF
 MANY = 4096
 RNGS = {"dropout": jax.random.key(5)}
 FORMS = {
-    "cpu": (connections.forward_by_example, connections.backward_by_example),
-    "accelerators": (connections.forward_fused, connections.backward_fused),
+    "cpu": (
+        connections.forward_by_example,
+        connections.input_gradient_by_example,
+        connections.kernel_gradient_by_example,
+    ),
+    "accelerators": (
+        connections.forward_fused,
+        connections.input_gradient_fused,
+        connections.kernel_gradient_fused,
+    ),
 }
 every_half = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -54,7 +62,7 @@ def terms(examples, inputs_per_mask, inputs, outputs):
 @every_half
 def test_sums_of_products_are_wide(form, dtype):
     """The output and both gradients, rounded once, where all connections are kept."""
-    forward, backward = form
+    forward, input_gradient, kernel_gradient = form
 
     @jax.jit
     def run(problems):
@@ -62,7 +70,8 @@ def test_sums_of_products_are_wide(form, dtype):
         for x, kernel, dy in problems:
             mask = jnp.ones((len(x), *kernel.shape), bool)
             words = functional.pack_bits(mask)
-            results.append((forward(x, kernel, words), *backward(x, kernel, words, dy)))
+            gradients = input_gradient(kernel, dy, words), kernel_gradient(x, dy, words)
+            results.append((forward(x, kernel, words), *gradients))
         return results
 
     problems = [terms(*size) for size in SIZES]

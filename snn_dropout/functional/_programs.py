@@ -22,7 +22,8 @@ Activation = Callable[[jax.Array], jax.Array]
 Applied = Callable[[Sequence[Any], jax.Array], jax.Array]
 
 # So many compiled programs are kept. One whose activation has a gradient rule of its own
-# keeps that rule alive, and what it refers to; of no other activation is anything kept.
+# keeps that rule alive, and what it refers to, until `jax.clear_caches()`; of no other
+# activation is anything kept.
 KEPT = 64
 
 

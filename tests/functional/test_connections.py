@@ -216,20 +216,22 @@ def test_the_batch_is_walked_once_for_each_part_of_the_kernel_that_fits_the_cach
     """Vectors take one walk; gradients of inputs are turned after it, if they are more."""
     examples, inputs_per_mask, inputs, outputs = sizes
     float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    arrays = (
-        float32((examples, inputs_per_mask, inputs)),
-        float32((inputs, outputs)),
-        jax.ShapeDtypeStruct((examples, inputs, -(-outputs // 32)), jnp.uint32),
-    )
-    program = jax.make_jaxpr(connections.forward_by_example)(*arrays)
-    assert count(program.jaxpr, "scan") == loops
+    x = float32((examples, inputs_per_mask, inputs))
+    kernel = float32((inputs, outputs))
     dy = float32((examples, inputs_per_mask, outputs))
-    program = jax.make_jaxpr(connections.backward_by_example)(*arrays, dy)
-    walks = [e for e in equations(program.jaxpr) if e.primitive.name == "scan"]
-    assert len(walks) == 2 * loops
+    words = jax.ShapeDtypeStruct((examples, inputs, -(-outputs // 32)), jnp.uint32)
+
+    def walks(product, *arrays):
+        program = jax.make_jaxpr(product)(*arrays, words).jaxpr
+        return [e for e in equations(program) if e.primitive.name == "scan"]
+
+    assert len(walks(connections.forward_by_example, x, kernel)) == loops
+    assert len(walks(connections.kernel_gradient_by_example, x, dy)) == loops
+    turning = walks(connections.input_gradient_by_example, kernel, dy)
+    assert len(turning) == loops
     rows = -(-inputs // loops)
     turned = (rows, inputs_per_mask) if inputs_per_mask > 1 else (1, rows)
-    assert walks[0].outvars[0].aval.shape == (examples, *turned)
+    assert turning[0].outvars[0].aval.shape == (examples, *turned)
 
 
 @cases("dtype", [jnp.bfloat16, jnp.float16], short=[jnp.bfloat16])
