@@ -71,7 +71,7 @@ def trace(activation: Activation, z: Any) -> Traced:
     if "custom" in text:
         # The text does not show a gradient rule, so what that computes is shown too.
         key = (*key, _gradient(activation, z))
-    return Traced(activation, Program(closed.jaxpr, key), closed.consts)
+    return Traced(activation, Program(_without_arrays(closed), key), closed.consts)
 
 
 def run(
@@ -99,6 +99,12 @@ def run(
 @functools.lru_cache(KEPT)
 def _compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
     return jax.jit(functools.partial(function, *static))
+
+
+def _without_arrays(closed: Any) -> Any:
+    # In newer versions of JAX a jaxpr holds what was closed over, which may be tracers.
+    jaxpr = closed.jaxpr
+    return jaxpr.replace(consts=()) if hasattr(jaxpr, "consts") else jaxpr
 
 
 def _apply(activation: Activation, z: jax.Array) -> jax.Array:
