@@ -19,11 +19,8 @@ that tests its file, those of the same folder; the quickest first.
 """
 
 import argparse
-import functools
-import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -31,209 +28,30 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.mutants import ROOT, copy_of_the_project, run_tests
-from tests.mutation_operators import Mutant, mutants_of, sample
+from tests.mutation_operators import Mutant, all_mutants, digests, sample
+from tests.mutation_reach import function_of, learn, load
 
-KEPT = ROOT / ".cache" / "mutation"
+KEPT = ROOT / ".cache" / "mutation" / "results.jsonl"
 TABLE = Path(__file__).with_name("mutation_survivors.toml")
 # Most mutants die early, where there is no need to collect all tests.
 FIRST = 40
 ORDER = "MUTATION_ORDER"  # the file that names the tests to run, in order
-DURATIONS = "MUTATION_DURATIONS"  # the file for how long each test takes
 TIMEOUT = 10.0  # times what the tests take otherwise, and two minutes
-
-
-# What pytest does differently where this file is its plug-in.
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Runs the tests that are asked for, in the order asked for."""
-    if ORDER not in os.environ:
-        return
+    """Runs the tests that are asked for, in that order, where this file is a plug-in."""
     names = Path(os.environ[ORDER]).read_text().splitlines()
     by_name = {item.nodeid: item for item in items}
     chosen = [by_name[name] for name in names if name in by_name]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Lets no test find what another one has traced, and so not run a line itself."""
-    if DURATIONS not in os.environ:
-        return
-    import jax
-
-    jax.clear_caches()
-    for name, module in list(sys.modules.items()):
-        if name.startswith(("tests.", "snn_dropout.")):
-            for value in list(vars(module).values()):
-                if isinstance(value, functools._lru_cache_wrapper):
-                    value.cache_clear()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Ends what tests share with each test, so that each of them makes it again."""
-    if DURATIONS in os.environ:
-        item.session._setupstate.teardown_exact(None)
-
-
-class _Durations:
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self.failed: set[str] = set()
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration
-        if not report.passed:
-            self.failed.add(report.nodeid)
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if not hasattr(session.config, "workerinput"):
-            passed = {k: v for k, v in self.seconds.items() if k not in self.failed}
-            learnt = {"durations": passed, "failed": sorted(self.failed)}
-            Path(os.environ[DURATIONS]).write_text(json.dumps(learnt))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Measures the tests."""
-    if DURATIONS in os.environ:
-        config.pluginmanager.register(_Durations())
-
-
-# Which tests reach which line.
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What was learnt of the tests.
-
-    Attributes:
-      durations: of the tests that pass, in seconds.
-      failed: those that do not.
-      lines: for each file and line the tests that run it; None stands for all of them,
-        where a line is run by an import.
-      sources: a digest of each file.
-    """
-
-    durations: dict[str, float]
-    failed: list[str]
-    lines: dict[str, dict[int, set[str] | None]]
-    sources: dict[str, str]
-
-    def tests_of(self, mutant: Mutant, tests: list[str], source: str) -> list[str]:
-        """Returns the tests that may see a mutant, in the order in which to run them.
-
-        Args:
-          mutant: the mutant.
-          tests: all tests that there are now. One that is not known yet counts where
-            another case of it does, or where no case of it is known.
-          source: the digest of the mutant's file; where it has changed since, all tests
-            count that run any line of it.
-        """
-        lines = self.lines.get(mutant.file, {})
-        if source == self.sources.get(mutant.file):
-            reached = [lines[line] for line in mutant.lines if line in lines]
-        else:
-            reached = [names for names in lines.values() if names is not None] or [None]
-        everywhere = None in reached
-        seen = set(self.durations) if everywhere else set().union(*reached)
-        functions, known = ({_function(t) for t in s} for s in (seen, self.durations))
-        chosen = [
-            test
-            for test in tests
-            if test in seen
-            or (
-                test not in {*self.durations, *self.failed}
-                and (_function(test) in functions or _function(test) not in known)
-            )
-        ]
-        return sorted(chosen, key=lambda test: self._distance(test, mutant.file))
-
-    def _distance(self, test: str, file: str) -> tuple[bool, bool, float]:
-        where, subject = Path(test.split("::")[0]), Path(file)
-        stem = where.stem.removeprefix("test_").strip("_")
-        return (
-            stem != subject.stem.strip("_"),
-            where.parent.name != (subject.parent.name or "tests"),
-            self.durations.get(test, 1.0),
-        )
-
-
-def _function(test: str) -> str:
-    return test.split("[")[0]
-
-
-def learn(processes: int) -> None:
-    """Runs the short depth once, in a copy, and keeps which lines each test runs."""
-    kept = KEPT / "reach"
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = copy_of_the_project(Path(temporary))
-        status, output = run_tests(
-            folder,
-            ["snn_dropout", "tests"],
-            *("--doctest-modules", "-p", "tests.mutation", "-n", str(processes)),
-            *("--cov=snn_dropout", "--cov-context=test", "--cov-report=term-missing"),
-            settings={
-                "COVERAGE_FILE": str(kept / "coverage"),
-                "COVERAGE_CORE": "ctrace",
-                DURATIONS: str(kept / "durations.json"),
-            },
-        )
-        (kept / "sources.json").write_text(json.dumps(_digests(folder)))
-    (kept / "output.txt").write_text(output)
-    print(output[output.find("tests coverage") :])
-    if status:
-        print("Tests that fail without a mutant are left out.")
-
-
-def load() -> Reach:
-    """Reads what :func:`learn` has kept."""
-    from coverage import CoverageData
-
-    kept = KEPT / "reach"
-    data = CoverageData(str(kept / "coverage"))
-    data.read()
-    lines = {}
-    for path in data.measured_files():
-        file = path.split("/snn_dropout/", 1)[1]
-        lines[file] = {
-            line: None if "" in contexts else {c.rsplit("|", 1)[0] for c in contexts}
-            for line, contexts in data.contexts_by_lineno(path).items()
-        }
-    durations = json.loads((kept / "durations.json").read_text())
-    sources = json.loads((kept / "sources.json").read_text())
-    return Reach(**durations, lines=lines, sources=sources)
-
-
-def _digests(root: Path) -> dict[str, str]:
-    package = root / "snn_dropout"
-    return {
-        str(file.relative_to(package)): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        for file in sorted(package.rglob("*.py"))
-    }
-
-
-# Trying mutants.
-
-
-def all_mutants() -> list[Mutant]:
-    """Returns all mutants of the library."""
-    package = ROOT / "snn_dropout"
-    return [
-        mutant
-        for file in sorted(package.rglob("*.py"))
-        for mutant in mutants_of(str(file.relative_to(package)), file.read_text())
-    ]
 
 
 def attempt(
@@ -284,9 +102,9 @@ def _failed(output: str) -> list[str]:
 class Results:
     """What was tried: verdicts by mutant and depth, a line each in a file."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path = KEPT) -> None:
         self.file = file
-        self.digests = _digests(ROOT)
+        self.sources = digests(ROOT)
         self.records: dict[tuple[str, str], dict[str, str]] = {}
         if file.exists():
             for line in file.read_text().splitlines():
@@ -296,7 +114,7 @@ class Results:
     def killer(self, mutant: Mutant, depth: str) -> str | None:
         """Returns what killed a mutant, "" for nothing; None if it was not tried."""
         record = self.records.get((mutant.name, depth))
-        fresh = record is not None and record["source"] == self.digests[mutant.file]
+        fresh = record is not None and record["source"] == self.sources[mutant.file]
         return record["killer"] if fresh else None
 
     def last_killer(self, mutant: Mutant, depth: str) -> str:
@@ -322,7 +140,7 @@ class Results:
             "mutant": mutant.name,
             "depth": depth,
             "killer": killer,
-            "source": self.digests[mutant.file],
+            "source": self.sources[mutant.file],
         }
         self.records[mutant.name, depth] = record
         with self.file.open("a") as file:
@@ -339,16 +157,16 @@ def run(
 ) -> Results:
     """Tries mutants that were not tried yet."""
     reach, table = load(), survivors_table()
-    results = Results(KEPT / "results.jsonl")
+    results = Results()
     word = "exhaustive" if depth else "short"
 
     def settle(mutant: Mutant, original: Path) -> None:
         known, row = results.killer(mutant, word), table.get(mutant.name, {})
         if known or (known == "" and not again) or "equivalent" in row:
             return
-        tests = reach.tests_of(mutant, collected, results.digests[mutant.file])
+        tests = reach.tests_of(mutant, collected, results.sources[mutant.file])
         for first in (results.last_killer(mutant, word), row.get("killed by", "")):
-            named = [t for t in collected if first in (t, _function(t))]
+            named = [t for t in collected if first in (t, function_of(t))]
             tests = named + [test for test in tests if test not in named]
         tests = tests[:FIRST] if quick else tests
         start = time.monotonic()
@@ -427,9 +245,9 @@ def main() -> int:
     if arguments.reach:
         learn(arguments.processes)
         return 0
-    chosen = sample(all_mutants(), arguments.sample, arguments.seed)
+    chosen = sample(all_mutants(ROOT), arguments.sample, arguments.seed)
     chosen = [m for m in chosen if all(word in m.name for word in arguments.words)]
-    results = Results(KEPT / "results.jsonl")
+    results = Results()
     if arguments.exhaustive:
         tried = [m for m in chosen if results.killer(m, "short") == ""]
     else:

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 SWAPPED_TOKENS = {
     ast.Lt: ("<", "<="),
@@ -93,6 +94,28 @@ def mutants_of(file: str, source: str) -> list[Mutant]:
         seen[mutant.name] += 1
         found.append(replace(mutant, number=seen[mutant.name]))
     return found
+
+
+def all_mutants(root: Path) -> list[Mutant]:
+    """Returns all mutants of the library in a copy of the project."""
+    return [
+        mutant
+        for name, file in _files(root).items()
+        for mutant in mutants_of(name, file.read_text())
+    ]
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Returns what tells whether a file of the library has changed."""
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for name, file in _files(root).items()
+    }
+
+
+def _files(root: Path) -> dict[str, Path]:
+    package = root / "snn_dropout"
+    return {str(f.relative_to(package)): f for f in sorted(package.rglob("*.py"))}
 
 
 def sample(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:

@@ -390,3 +390,21 @@ def test_bits_are_drawn_where_they_are_asked_for(kind, p):
     assert words.sharding.is_equivalent_to(sharding, 3)
     assert collectives(compiled) == {}
     assert "u32[16,5,2]" not in compiled.as_text()
+
+
+def test_each_device_draws_the_words_of_its_own_rows():
+    """And those alone, along every axis but the last, where rows are packed to words."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    for layout, shape, p, own in (
+        (("data", "model"), (16, 6, 64), 0.5, "u32[4,3,2,32]"),
+        ((None, "data"), (16, 8, 64), 0.5, "u32[16,2,2,32]"),
+        (("model", None, "data"), (16, 8, 60), 0.3, "u32[8,8,15]"),
+    ):
+        sharding = NamedSharding(mesh, PartitionSpec(*layout))
+        draw = partial(functional.draw_mask, shape=shape, p=p)
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(partial(draw, out_sharding=sharding)).lower(KEY).compile()
+            mask = compiled(KEY)
+        np.testing.assert_array_equal(mask, draw(KEY))
+        assert mask.sharding.is_equivalent_to(sharding, 3)
+        assert own in compiled.as_text(), layout

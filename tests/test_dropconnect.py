@@ -428,14 +428,25 @@ def test_neurons_restart_with_the_simulation_and_row_by_row(x_seq, deterministic
     chex.assert_trees_all_equal(kept[name], moved[name])
 
 
-@pytest.mark.parametrize("changed", [{"samples_num": 8}, {"batch": 1}])
-def test_a_state_of_another_batch_or_number_of_samples_raises(x_seq, changed):
+@pytest.mark.parametrize(
+    ("changed", "shapes"),
+    [
+        (
+            {"samples_num": 8},
+            r"samples/.*has \(3, 16, 5\) where this input makes \(3, 8, 5\)",
+        ),
+        ({"batch": 1}, r"v .*has \(3, 5\) where this input makes \(1, 5\)"),
+    ],
+)
+def test_a_state_of_another_batch_or_number_of_samples_raises(x_seq, changed, shapes):
     stale = spiking(step_mode="m", deterministic=True).init(KEY, x_seq)
     layer = spiking(
         step_mode="m", deterministic=True, samples_num=changed.get("samples_num", 16)
     )
     x = x_seq[:, : changed.get("batch", 3)]
-    with pytest.raises(ValueError, match=r"leaf [\w/]+ must keep its shape.*first"):
+    with pytest.raises(
+        ValueError, match=rf"The leaf state/{shapes}.*; start from the first"
+    ):
         layer.apply(stale, x, rngs=RNGS, mutable=["state"])
 
 
@@ -549,6 +560,8 @@ def test_missing_streams_and_stored_masks_of_another_size_raise():
         RuntimeError, match=r"must be mutable or hold a mask at .*kernel_mask"
     ):
         layer.apply(params, x, False, rngs=RNGS)
+    with pytest.raises(RuntimeError, match="must be mutable or hold a mask"):
+        layer.apply(params, 3, rngs=RNGS, method="drop")
     _, updated = layer.apply(params, x, False, rngs=RNGS, mutable=["state"])
     with pytest.raises(ValueError, match=r"kernel_mask must fit.*\(3, 6, 1\).*\(2, 6, 1\)"):
         layer.apply({**params, **updated}, x[:2], False)

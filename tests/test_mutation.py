@@ -6,7 +6,8 @@ import importlib
 import pytest
 
 from tests import mutation
-from tests.mutation_operators import mutants_of, sample
+from tests.mutation_operators import all_mutants, mutants_of, sample
+from tests.mutation_reach import Reach
 
 SOURCE = '''\
 """Text that is not mutated: 1 < 2."""
@@ -124,7 +125,7 @@ def test_tests_come_in_the_order_of_their_distance_and_cost():
     def names(reached, source="same"):
         lines = {"functional/masks.py": reached}
         sources = {"functional/masks.py": "same"}
-        reach = mutation.Reach(durations, [failed], lines, sources)
+        reach = Reach(durations, [failed], lines, sources)
         found = reach.tests_of(mutant, [*durations, *new, failed], source)
         return [name.split("::")[1] for name in found]
 
@@ -138,7 +139,9 @@ def test_tests_come_in_the_order_of_their_distance_and_cost():
 @pytest.mark.exhaustive
 def test_a_mutant_is_killed_or_survives():
     rule, spelling = (
-        next(m for m in mutation.all_mutants() if m.file == "convert.py" and old == m.old)
+        next(
+            m for m in all_mutants(mutation.ROOT) if m.file == "convert.py" and old == m.old
+        )
         for old in ('"bias" in given', 'argument == "state_dict"')
     )
     gone = "tests/test_convert.py::test_that_there_is_no_more"
@@ -148,7 +151,7 @@ def test_a_mutant_is_killed_or_survives():
 
 
 def test_the_table_explains_mutants_that_there_are_by_tests_that_there_are():
-    names = {mutant.name for mutant in mutation.all_mutants()}
+    names = {mutant.name for mutant in all_mutants(mutation.ROOT)}
     for name, row in mutation.survivors_table().items():
         assert name in names, f"no mutant, so no row: {name}"
         [(verdict, why)] = row.items()
