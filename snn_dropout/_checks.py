@@ -98,11 +98,30 @@ def check_bound(layer: str, scope: Any) -> None:
 
 def check_is_array(name: str, x: Any) -> None:
     """Raises unless ``x`` has a shape and a dtype."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+    if not _is_array(x):
         raise TypeError(
             f"`{name}` must be an array, but got {type(x).__name__}; write "
             f"`jnp.asarray({name})`."
         )
+
+
+def check_is_one_array(name: str, x: Any) -> None:
+    """Raises unless the input of a layer is an array, be it that it is a list of them."""
+    if isinstance(x, list | tuple) and x and all(map(_is_array, x)):
+        steps = "for a list of time steps write `jnp.stack(x_seq)`"
+        if name == "x":
+            steps = (
+                "for a list of time steps call the layer once for each, or use "
+                "`step_mode='m'` on `jnp.stack(x)`; for examples write `jnp.stack(x)`"
+            )
+        raise TypeError(
+            f"`{name}` must be an array, but got a {type(x).__name__} of {len(x)}; {steps}."
+        )
+    check_is_array(name, x)
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def check_rank(
@@ -119,27 +138,54 @@ def check_rank(
       most: the largest.
     """
     name = "x" if step_mode == "s" else "x_seq"
-    check_is_array(name, x)
+    check_is_one_array(name, x)
     time = 1 if step_mode == "m" else 0
     if fewest <= x.ndim - time <= most:
         return
-    wanted = f"[T, {step_axes}]" if time else f"[{step_axes}]"
-    other = "s" if time else "m"
-    if fewest <= x.ndim - (1 - time) <= most:
-        axes = f"[{step_axes}]" if time else f"[T, {step_axes}]"
-        remedy = f"this looks like {axes}: use `step_mode='{other}'`."
-    else:
-        remedy = "reshape it, or use the layer for that number of axes."
+    remedies = [_other_layer(layer, x.ndim - time, step_mode, step_axes)]
     if x.ndim - time == fewest - 1:
         axis = "x_seq[:, None]" if time else "x[None]"
-        remedy += (
-            f" If it is one example (under `jax.vmap`, say), keep a batch axis of 1, "
+        remedies.append(
+            f"If it is one example (under `jax.vmap`, say), keep a batch axis of 1, "
             f"`{axis}`, and give each example a key of its own."
         )
+    if fewest <= x.ndim - (1 - time) <= most:
+        axes = f"[{step_axes}], one step" if time else f"[T, {step_axes}], all steps"
+        other = "s" if time else "m"
+        remedies.append(f"If it rather looks like {axes}, use `step_mode='{other}'`.")
+    wanted = f"[T, {step_axes}]" if time else f"[{step_axes}]"
     raise ValueError(
         f"`{name}` of {layer} must be {wanted} in step_mode='{step_mode}', but got shape "
-        f"{tuple(x.shape)}; {remedy}"
+        f"{tuple(x.shape)}; {' '.join(remedies)}"
     )
+
+
+# What drops channels, by the number of axes of one step: the layer, and the axes of space.
+_CHANNEL_LAYERS = {
+    2: ("Dropout", []),
+    3: ("Dropout1d", ["L"]),
+    4: ("Dropout2d", ["H", "W"]),
+    5: ("Dropout3d", ["D", "H", "W"]),
+}
+
+
+def _other_layer(layer: str, rank: int, step_mode: str, step_axes: str) -> str:
+    """Returns what takes one step of another rank than a layer does, in words."""
+    time = ["T"] if step_mode == "m" else []
+    if layer == "DropConnectLinear" and rank == 3:
+        tokens = "x_seq.reshape(len(x_seq), -1, " if time else "x.reshape(-1, "
+        name = "x_seq" if time else "x"
+        axes = ", ".join([*time, "N", "L", "I"])
+        return f"for tokens [{axes}] reshape it, `{tokens}{name}.shape[-1])`."
+    if "C" not in step_axes or rank not in _CHANNEL_LAYERS:
+        return "reshape it."
+    other, space = _CHANNEL_LAYERS[rank]
+    first = space and step_axes.startswith("N, C,")
+    axes = ", ".join([*time, "N", *(["C", *space] if first else [*space, "C"])])
+    fields = ["..."]
+    fields += ["channel_axis=1"] if first else []
+    fields += ["step_mode='m'"] if time else []
+    return f"for [{axes}] use `{other}({', '.join(fields)})`, or reshape it."
 
 
 def check_has_examples(layer: str, x: Any, step_mode: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import flax
 import flax.linen as nn
@@ -83,27 +84,69 @@ def test_every_other_axis_can_be_the_channel(channel_axis):
 RANKS = {sd.Dropout1d: 3, sd.Dropout2d: 4, sd.Dropout3d: 5}
 
 
+OTHER = {2: "Dropout", **{rank: layer.__name__ for layer, rank in RANKS.items()}}
+
+
 @pytest.mark.short
 @pytest.mark.parametrize("layer", RANKS)
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_wrong_rank_names_the_mode_that_was_probably_meant(layer, step_mode, deterministic):
-    rank = RANKS[layer] + (step_mode == "m")
-    other = "m" if step_mode == "s" else "s"
-    probable = rank + (1 if step_mode == "s" else -1)
-    for given in range(7):
-        if given == rank:
+def test_wrong_rank_names_the_layer_for_it_and_the_mode_that_may_be_meant(
+    layer, step_mode, deterministic
+):
+    time = step_mode == "m"
+    other = "s" if time else "m"
+    for given in range(8):
+        rank = given - time
+        if rank == RANKS[layer]:
             continue
-        shape = (2,) * given
-        remedy = f"use `step_mode='{other}'`" if given == probable else "reshape it"
-        name = "x" if step_mode == "s" else "x_seq"
+        remedies = [rf"`{'x_seq' if time else 'x'}` of {layer.__name__} must be \["]
+        if rank in OTHER:
+            fields = r"\.\.\., step_mode='m'" if time else r"\.\.\."
+            remedies.append(rf"for \[\w, .*\] use `{OTHER[rank]}\({fields}\)`, or")
+        remedies.append("reshape it")
+        if given - (not time) == RANKS[layer]:
+            # Only after the layer, and as a possibility: it may share masks over a batch.
+            remedies.append(rf"If it rather looks like .*, use `step_mode='{other}'`")
         fails_and_stores_nothing(
             layer(0.5, step_mode),
-            jnp.ones(shape),
+            jnp.ones((2,) * given),
             ValueError,
-            rf"`{name}` of {layer.__name__} must be \[.*step_mode='{step_mode}'.*{remedy}",
+            ".*".join(remedies),
             deterministic=deterministic,
         )
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (sd.Dropout2d(0.5, "m"), (4, 3, 5, 6), r"for \[T, N, L, C\] use `Dropout1d\("),
+        (sd.Dropout1d(0.5, "m"), (4, 3, 6), r"for \[T, N, C\] use `Dropout\("),
+        (sd.Dropout1d(0.5), (3, 2, 2, 6), r"for \[N, H, W, C\] use `Dropout2d\("),
+        (sd.Dropout2d(0.5), (3, 1, 2, 2, 6), r"for \[N, D, H, W, C\] use `Dropout3d\("),
+        (sd.Dropout2d(0.5), (3, 5, 6), r"for \[N, L, C\] use `Dropout1d\("),
+        (
+            sd.Dropout2d(0.5, "m", channel_axis=1),
+            (4, 3, 6, 5),
+            r"for \[T, N, C, L\] use `Dropout1d\(\.\.\., channel_axis=1, step_mode='m'\)`",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_rank_error_says_drops_whole_channels_of_each_example(
+    layer, shape, message
+):
+    with pytest.raises(ValueError, match=message) as error:
+        layer.apply({}, jnp.ones(shape), False, rngs=RNGS)
+    # Obeyed to the letter.
+    call = re.search(r"use `(.+?)`", str(error.value))[1].replace("...", "0.5")
+    other = eval(f"sd.{call}")
+    x = jnp.ones(shape)
+    _, updated = other.apply({}, x, False, rngs=RNGS, mutable=["state"])
+    step = shape[1:] if other.step_mode == "m" else shape
+    mask = updated["state"]["mask"]
+    assert mask.shape[0] == step[0], "one for each example"
+    assert mask.size == step[0] * 6, "and channel"
 
 
 def test_the_rank_error_shows_the_layout():
