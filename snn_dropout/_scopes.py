@@ -8,9 +8,14 @@ from flax.core import Scope, freeze, unfreeze
 from flax.core.scope import CollectionFilter, LazyRng, in_filter
 
 from snn_dropout._held import check_trace
-from snn_dropout._surroundings import SIMULATION, inside, is_note
+from snn_dropout._surroundings import (
+    SIMULATION,
+    inside,
+    is_note,
+    naming_what_is_hidden,
+)
 from snn_dropout._time_checks import check_takes_one_step, check_unchanged
-from snn_dropout.state import Leaves, State, from_leaves, to_leaves
+from snn_dropout.state import Leaves, State, from_leaves, path_name, to_leaves
 
 # The collection that `sow` writes; it grows at each call, so it can not be carried.
 SOWN = "intermediates"
@@ -52,6 +57,11 @@ class PureStep:
     def leaves(self, collections: CollectionFilter) -> Leaves:
         """Returns the leaves that the scopes hold now, of the collections asked for."""
         return _leaves(self._tops, collections)
+
+    def name(self, path: tuple[Any, ...]) -> str:
+        """Returns where a leaf is in the whole of the variables, in words."""
+        number, collection, *below = path
+        return path_name((collection, *self._tops[number].path, *below))
 
     def __call__(
         self,
@@ -101,7 +111,8 @@ class PureStep:
         }
         copies = _copies(self._scopes, tops, time_step)
         outside = self._outside()
-        result = self._function(copies, *args, **kwargs)
+        with naming_what_is_hidden(mutable):
+            result = self._function(copies, *args, **kwargs)
         check_unchanged(outside, self._outside())
         return result, _leaves(list(tops.values()), mutable)
 
@@ -145,7 +156,8 @@ def in_place(
     tops = {scope: scope.rewound() for scope in _topmost(scopes)}
     for copy in tops.values():
         copy.flags = freeze({**copy.flags, ONE_STEP: one_step})
-    return function(_copies(scopes, tops), *args, **kwargs)
+    with naming_what_is_hidden(scopes[0].mutable):
+        return function(_copies(scopes, tops), *args, **kwargs)
 
 
 def check_whole(module: Any) -> None:

@@ -11,12 +11,19 @@ from flax.core.scope import CollectionFilter, in_filter, subtract_filters, union
 from flax.linen.transforms import decorator_lift_transform
 
 from snn_dropout._scopes import SOWN, PureStep
-from snn_dropout._time_checks import check_carried, check_settled, check_time_axis
+from snn_dropout._time_checks import (
+    check_carried,
+    check_settled,
+    check_shape,
+    check_time_axis,
+)
 from snn_dropout.state import (
     Leaves,
+    Naming,
     State,
     first_state,
     from_leaves,
+    made_by_init,
     path_name,
     to_leaves,
     written_by_init,
@@ -55,13 +62,24 @@ def over_time(
     carried = _carried(pure_step, state_collections)
     written = union_filters(carried, SOWN if in_filter(pure_step.mutable, SOWN) else False)
 
-    def ahead(leaves: Leaves, *, initializing: bool) -> Leaves:
-        by_init = written_by_init(bool(pure_step.leaves("params")))
-        mutable = by_init if initializing else written
-        first = (first_step(x_seq), *args)
-        _, after = pure_step(
-            leaves, first, kwargs, mutable=mutable, initializing=initializing
+    first = (first_step(x_seq), *args)
+
+    # Ahead of the simulation only those leaves are there that are handed over.
+    forgotten = union_filters(carried, SOWN)
+
+    def init(leaves: Leaves) -> Leaves:
+        _, made = pure_step(
+            leaves,
+            first,
+            kwargs,
+            mutable=written_by_init(bool(pure_step.leaves("params"))),
+            forgotten=forgotten,
+            initializing=True,
         )
+        return _only(made, carried)
+
+    def ahead(leaves: Leaves) -> Leaves:
+        _, after = pure_step(leaves, first, kwargs, mutable=written, forgotten=forgotten)
         return _only(after, carried)
 
     def step(leaves: Leaves, inputs: tuple[jax.Array, Any]) -> tuple[Leaves, Any]:
@@ -71,10 +89,10 @@ def over_time(
         )
         return _only(after, carried), (y, _only(after, SOWN))
 
-    start, late = first_state(ahead, pure_step.leaves(carried))
+    start, late = first_state(init, ahead, pure_step.leaves(carried), pure_step.name)
     steps = check_time_axis(x_seq)
     inputs = (_numbers(first_time_step, steps), x_seq)
-    last, (y_seq, sown) = _scan(step, start, late, steps, inputs)
+    last, (y_seq, sown) = _scan(step, start, late, steps, inputs, pure_step.name)
     pure_step.write(last | _appended(pure_step.leaves(SOWN), sown))
     return y_seq
 
@@ -109,12 +127,15 @@ def first_samples(
     """
     pure_step = PureStep(function, scopes)
     mutable = _carried(pure_step, state_collections)
-    first, anew = (
-        pure_step({}, (z,), {}, mutable=mutable, forgotten=forgotten, initializing=True)[1]
-        for forgotten in (SOWN, mutable)
-    )
-    for path, leaf in first.items():
-        check_carried(path_name(path), leaf, anew.get(path, leaf))
+
+    def init(leaves: Leaves) -> Leaves:
+        nothing = union_filters(mutable, SOWN)
+        return pure_step(
+            leaves, (z,), {}, mutable=mutable, forgotten=nothing, initializing=True
+        )[1]
+
+    given = pure_step.leaves(mutable)
+    first = made_by_init(init, given, pure_step.name) | given
     fresh = _from_leaves(_repeated(first, samples))
     if found is None:
         return fresh
@@ -127,7 +148,7 @@ def first_samples(
     given, allowed = to_leaves(found), to_leaves(jax.eval_shape(after)) | made
     for path in {**made, **given}:
         name = f"{where}/{path_name(path)}"
-        check_carried(name, given.get(path, ()), allowed.get(path, ()))
+        check_shape(name, given.get(path, ()), allowed.get(path, ()))
     return found
 
 
@@ -169,7 +190,7 @@ def sampled_over_time(
     z = jax.ShapeDtypeStruct(mean_seq.shape[1:], mean_seq.dtype)
     made, _ = jax.eval_shape(sample, one, jax.ShapeDtypeStruct((), jnp.int32), z)
     for path, leaf in one.items():
-        check_carried(path_name(path), leaf, made.get(path, leaf))
+        check_carried(pure_step.name(path), leaf, made.get(path, leaf))
     after = jax.tree.map(_sample_axis, made)
     late = {path: leaf for path, leaf in made.items() if path not in one}
 
@@ -186,7 +207,9 @@ def sampled_over_time(
     steps = len(mean_seq)
     inputs = (jnp.arange(steps), jax.random.split(key, steps), mean_seq, deviation_seq)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), late)
-    last, y_seq = _scan(step, start, _repeated(blank, samples), steps, inputs)
+    last, y_seq = _scan(
+        step, start, _repeated(blank, samples), steps, inputs, pure_step.name
+    )
     return _from_leaves(last), y_seq
 
 
@@ -206,7 +229,9 @@ def lift(transform: Callable[..., Any], function: Callable[..., Any]) -> Callabl
     return lifted
 
 
-def _scan(step: Step, start: Leaves, late: Leaves, steps: Any, inputs: Any) -> Any:
+def _scan(
+    step: Step, start: Leaves, late: Leaves, steps: Any, inputs: Any, name: Naming
+) -> Any:
     """Runs ``jax.lax.scan``, but for the first step where it is what makes some leaves.
 
     The structure of a carry is fixed; neurons that start at rest when there is no state
@@ -220,9 +245,9 @@ def _scan(step: Step, start: Leaves, late: Leaves, steps: Any, inputs: Any) -> A
 
     def steady(leaves: Leaves, inputs: Any) -> tuple[Leaves, Any]:
         after, outputs = step(leaves, inputs)
-        check_settled([path_name(path) for path in after if path not in leaves])
+        check_settled([name(path) for path in after if path not in leaves])
         for path, leaf in leaves.items():
-            check_carried(path_name(path), leaf, after[path])
+            check_carried(name(path), leaf, after[path])
         return after, outputs
 
     behind, first = step(start, first_step(inputs))

@@ -12,13 +12,18 @@ Flax documents none of what is read here, so all of it is in this file:
   on it are shared by the layers of a model that are called together.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from flax import errors
 from flax.core import Scope
+from flax.core.scope import CollectionFilter, in_filter
 from jax.extend import core
+
+from snn_dropout._time_checks import hidden_collection
 
 SIMULATION = "simulation"
 
@@ -36,6 +41,27 @@ def transforms_around(scope: Scope) -> tuple[str, ...]:
             names.append(match[1])
             part = match[2]
     return tuple(names)
+
+
+@contextlib.contextmanager
+def naming_what_is_hidden(mutable: CollectionFilter) -> Iterator[None]:
+    """Says of Flax's errors about a collection that may be written who hides it.
+
+    Raises:
+      RuntimeError: a lifted transform does not hand it on.
+    """
+    try:
+        yield
+    except (
+        errors.ScopeCollectionNotFound,
+        errors.ScopeVariableNotFoundError,
+        errors.ModifyScopeVariableError,
+    ) as error:
+        collection, transform = _hidden(str(error))
+        if transform is None or not in_filter(mutable, collection):
+            raise
+        message = hidden_collection(collection, transform, str(error))
+        raise RuntimeError(message) from error
 
 
 def inside(transform: str, debug_path: Sequence[str]) -> tuple[str, ...]:
@@ -121,3 +147,20 @@ def _drawn_here(scope: Scope) -> set[Any]:
     # A transform makes a root of its own each time that it traces its function.
     here: set[Any] = vars(scope.root).setdefault(_MASK, set())
     return here
+
+
+def _hidden(error: str) -> tuple[str, str | None]:
+    """Reads the collection, and the lifted transform that hides it, in words of Flax.
+
+    Only those inside of a simulation count, and those that hand on what they are told.
+    """
+    collection = re.search(r'collection "([^"]+)"', error)
+    path = re.search(r'in "(/[^"]*)"', error)
+    transforms: list[str] = []
+    for part in path[1].split("/") if path else ():
+        names = re.findall(r"(\w+)\(", part)
+        if SIMULATION in names:
+            transforms, names = [], names[: names.index(SIMULATION)]
+        transforms += names
+    hiding = [name for name in transforms if name in ("scan", "vmap")]
+    return collection[1] if collection else "", hiding[-1] if hiding else None

@@ -64,6 +64,12 @@ def check_time_axis(x_seq: Any) -> Any:
                 "`x_seq` must have a time axis first, [T, N, ...], but got a scalar; add "
                 "one with `x_seq[None]`."
             )
+    if isinstance(x_seq, list):
+        raise TypeError(
+            f"`x_seq` must be an array [T, N, ...], or a tuple or dict of such arrays for "
+            f"several inputs, but got a list of {len(x_seq)}; for a list of time steps "
+            f"write `jnp.stack(x_seq)`, for several inputs `tuple(x_seq)`."
+        )
     steps = {leaf.shape[0] for leaf in leaves}
     if len(steps) > 1:
         raise ValueError(
@@ -118,18 +124,69 @@ def check_no_method(kwargs: Any) -> None:
         )
 
 
-def check_carried(where: str, before: Any, after: Any) -> None:
-    """Raises unless a leaf of the state keeps its structure and shape in a step."""
+def check_batch(where: str, given: Any, made: Any) -> None:
+    """Raises unless a leaf of the state is of the batch of the leaf that this input makes.
 
-    def shapes(leaf: Any) -> Any:
-        return jax.tree.map(jnp.shape, leaf)
+    One of another rank or structure is not: it grows, or its user put it there.
+    """
+    ranks = [jax.tree.map(jnp.ndim, leaf) for leaf in (given, made)]
+    if ranks[0] == ranks[1] and _shapes(given) != _shapes(made):
+        collection = where.split("/")[0]
+        raise ValueError(
+            f"The leaf {where} must keep its shape, but it has {_shapes(given)} where this "
+            f"input makes {_shapes(made)}: it is of another batch. Pass the variables "
+            f"without '{collection}', `{{'params': variables['params']}}` say, and neurons "
+            f"start from the first state of this batch; or pass what `init` makes for it. "
+            f"(A sequence has time first: if it has not, `jnp.swapaxes(x_seq, 0, 1)`.)"
+        )
 
-    if shapes(before) != shapes(after):
+
+def check_shape(where: str, before: Any, after: Any) -> None:
+    """Raises unless a leaf of the state has the structure and shape of another one."""
+    if _shapes(before) != _shapes(after):
         raise ValueError(
             f"The leaf {where} must keep its shape from step to step, but it has "
-            f"{shapes(before)} where this input makes {shapes(after)}; start from the "
+            f"{_shapes(before)} where this input makes {_shapes(after)}; start from the "
             f"first state of this batch, and let `sow` write to 'intermediates'."
         )
+
+
+def check_carried(where: str, before: Any, after: Any) -> None:
+    """Raises unless a leaf of the state keeps its structure, shape and dtype in a step."""
+    check_shape(where, before, after)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        was, becomes = _dtype(old), _dtype(new)
+        if was == becomes or _may_become(old, becomes):
+            continue
+        wide = jnp.promote_types(was, becomes)
+        raise ValueError(
+            f"The leaf {where} must keep its dtype from step to step, but is {was} before "
+            f"a step and {becomes} after it. Let the neuron make it of the dtype that it "
+            f"computes in, whatever its input, `jnp.zeros_like(x, jnp.{wide})` for "
+            f"example; or cast the input, `x_seq.astype(jnp.{wide})`, for `init` too."
+        )
+
+
+def _shapes(leaf: Any) -> Any:
+    return jax.tree.map(jnp.shape, leaf)
+
+
+def _dtype(leaf: Any) -> Any:
+    # As JAX takes it: one of NumPy may be wider.
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return jnp.result_type(leaf)
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # that of keys
+        return dtype
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def _may_become(leaf: Any, dtype: Any) -> bool:
+    """Returns whether a leaf without a dtype of its own may start a carry of that one."""
+    if not getattr(leaf, "weak_type", not hasattr(leaf, "dtype")):
+        return False
+    number = _dtype(leaf).type(0).item()
+    return bool(jnp.result_type(number, dtype) == dtype)
 
 
 def check_none_late(paths: Sequence[str]) -> None:
@@ -151,6 +208,21 @@ def check_settled(paths: Sequence[str]) -> None:
             f"A neuron must make all of its state in its first call, but {paths[0]} "
             f"appeared in a later one; let the neuron make it at once."
         )
+
+
+def hidden_collection(collection: str, lifted: str, error: str) -> str:
+    """Returns the error about a collection that a lifted transform does not hand on."""
+    axes = "'params': None" if lifted == "vmap" else "'params': 0"
+    remedy = (
+        f"Where each layer or row has a state of its own, give it `variable_axes={{{axes}, "
+        f"'{collection}': 0}}`"
+    )
+    if lifted == "scan":
+        remedy += f"; over time, `variable_carry='{collection}'`, or let `MultiStep` run it"
+    return (
+        f"The collection '{collection}' must be handed on by `nn.{lifted}` to the modules "
+        f"inside of it, but is not, or to be read only. {remedy}. Flax says: {error}"
+    )
 
 
 def check_unchanged(before: Any, after: Any) -> None:

@@ -38,20 +38,24 @@ leaf            dtype and shape                                       of
     ``MultiStep`` and ``simulate``, also one that is made in the first call only.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 from flax import traverse_util
 from flax.core import DenyList, apply
 from flax.core.scope import CollectionFilter
 
 from snn_dropout import _time_checks
+from snn_dropout._surroundings import naming_what_is_hidden
 
 MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")
 
 State = dict[str, Any]
 Leaves = dict[tuple[Any, ...], Any]
+Naming = Callable[[tuple[Any, ...]], str]
 
 
 def init_state(
@@ -112,51 +116,103 @@ def init_state(
     """
     _time_checks.check_module("model", model, nn.Module)
 
-    def step(leaves: Leaves, *, initializing: bool) -> Leaves:
+    def run(leaves: Leaves, initializing: bool, mutable: CollectionFilter) -> Leaves:
         def call(scope: Any, *args: Any, **kwargs: Any) -> Any:
             return model.clone(parent=scope, _deep_clone=True)(*args, **kwargs)
 
-        by_init = written_by_init("params" in variables)
-        mutable = by_init if initializing else DenyList("params")
+        others = {name: variables[name] for name in variables if name != state_collection}
         stepped = apply(call, mutable=mutable, flags={"initializing": initializing})
-        given = {**variables, **from_leaves(leaves)}
-        _, mutated = stepped(given, x, *args, rngs=rngs, **kwargs)
+        given = {**others, **from_leaves(leaves)}
+        with naming_what_is_hidden(mutable):
+            _, mutated = stepped(given, x, *args, rngs=rngs, **kwargs)
         return state_of(mutated)
+
+    def init(leaves: Leaves) -> Leaves:
+        return run(leaves, True, written_by_init("params" in variables))
+
+    def step(leaves: Leaves) -> Leaves:
+        return run(leaves, False, DenyList("params"))
 
     def state_of(collections: Mapping[str, Any]) -> Leaves:
         return to_leaves({state_collection: collections.get(state_collection, {})})
 
-    first, late = first_state(step, state_of(variables))
+    first, late = first_state(init, step, state_of(variables), path_name)
     _time_checks.check_none_late([path_name(path) for path in late])
     state: State = from_leaves(first)
     found: State = state.get(state_collection, {})
     return found
 
 
-def first_state(step: Callable[..., Leaves], given: Leaves) -> tuple[Leaves, Leaves]:
+def first_state(
+    init: Callable[[Leaves], Leaves],
+    step: Callable[[Leaves], Leaves],
+    given: Leaves,
+    name: Naming,
+) -> tuple[Leaves, Leaves]:
     """Completes a state so that one step leaves its structure unchanged, if it can be.
 
     Args:
-      step: takes leaves and ``initializing``, runs one step and returns the
-        leaves after it.
+      init: takes leaves, and returns them with those that ``init`` makes.
+      step: takes leaves, runs one step and returns the leaves after it.
       given: the leaves that exist; they are returned as they are.
+      name: says where a leaf is, in words.
 
     Returns:
       The given leaves, those that ``init`` makes, and every mask; and the leaves that
       only the first step makes, as they are after it: their first value is not known.
 
     Raises:
-      ValueError: a leaf changes its shape.
+      ValueError: a given leaf is of another batch, or a leaf changes its shape.
     """
-    start = step(given, initializing=True) | given
-    ahead = step(start, initializing=False)
+    made = made_by_init(init, given, name)
+    _check_late(step, made, given, name)
+    start = made | given
+    ahead = step(start)
     for path, leaf in start.items():
-        _time_checks.check_carried(path_name(path), leaf, ahead.get(path, leaf))
+        _time_checks.check_carried(name(path), leaf, ahead.get(path, leaf))
     # What this step changed has already moved: only what it drew is kept.
     new = {path: leaf for path, leaf in ahead.items() if path not in start}
     drawn = {path: leaf for path, leaf in new.items() if path[-1] in MASK_NAMES}
     late = {path: leaf for path, leaf in new.items() if path not in drawn}
     return start | drawn, late
+
+
+def made_by_init(init: Callable[[Leaves], Leaves], given: Leaves, name: Naming) -> Leaves:
+    """Returns what ``init`` makes, whatever is given, and checks what is given by it.
+
+    Raises:
+      ValueError: a given leaf is of another batch.
+    """
+    try:
+        made = init({})
+    except Exception:
+        if not given:
+            raise
+        made = None
+    if made is None:
+        return init(given)  # a module that reads what only its user makes
+    _check_batch(given, made, name)
+    return made
+
+
+def _check_late(
+    step: Callable[[Leaves], Leaves], made: Leaves, given: Leaves, name: Naming
+) -> None:
+    # What only the first step makes is held against that of a simulation from nothing,
+    # where there is one.
+    others = {path: leaf for path, leaf in given.items() if path not in made}
+    masks = {path: leaf for path, leaf in others.items() if path[-1] in MASK_NAMES}
+    if len(others) == len(masks):
+        return
+    fresh: Leaves = {}
+    with contextlib.suppress(Exception):
+        fresh = jax.eval_shape(lambda: step(made | masks))
+    _check_batch(others, fresh, name)
+
+
+def _check_batch(given: Leaves, made: Leaves, name: Naming) -> None:
+    for path, leaf in given.items():
+        _time_checks.check_batch(name(path), leaf, made.get(path, leaf))
 
 
 def written_by_init(has_params: bool) -> CollectionFilter:
@@ -182,5 +238,4 @@ def from_leaves(leaves: Leaves) -> State:
 
 def path_name(path: tuple[Any, ...]) -> str:
     """Returns the path of a leaf in words."""
-    # The number of a scope, in front of a path, says nothing to a reader.
-    return "/".join(part for part in path if isinstance(part, str))
+    return "/".join(path)

@@ -214,5 +214,5 @@ def test_as_an_activation_they_are_sampled(x_seq, neuron, step_mode):
     # But for a rounding, where the compiler fuses other operations.
     chex.assert_trees_all_close(*runs, rtol=1e-6, atol=1e-6)
     stale = {**variables, **state}
-    with pytest.raises(ValueError, match=r"leaf state/samples/[\w/]+ must keep its shape"):
+    with pytest.raises(ValueError, match=r"leaf state/[\w/]+ must keep its shape"):
         run(stale, x_seq[:, :2])

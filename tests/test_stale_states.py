@@ -1,0 +1,139 @@
+"""A state of another batch: named, with both shapes, before a neuron meets it."""
+
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import snn_dropout as sd
+from tests.depth import cases
+from tests.neurons import LIF, AdaptiveLIF, LateLIF, LateVariable, Net
+
+KEY = jax.random.key(7)
+RNGS = {"dropout": KEY}
+X_SEQ = jax.random.normal(jax.random.key(3), (4, 3, 8))
+
+WAYS = {
+    "simulate": lambda model, v, x: sd.simulate(model, v, x, rngs=RNGS),
+    "jit": lambda model, v, x: jax.jit(partial(sd.simulate, model, rngs=RNGS))(v, x),
+    "MultiStep": lambda model, v, x: sd.MultiStep(model).apply(v, x, rngs=RNGS),
+    "mutable": lambda model, v, x: sd.MultiStep(model).apply(
+        v, x, rngs=RNGS, mutable=["state"]
+    ),
+    "init_state": lambda model, v, x: sd.init_state(model, v, x[0], rngs=RNGS),
+    "jit init_state": lambda model, v, x: jax.jit(partial(sd.init_state, model, rngs=RNGS))(
+        v, x[0]
+    ),
+    "monte_carlo": lambda model, v, x: sd.monte_carlo(model, v, x, rngs=RNGS, samples=2),
+}
+BATCHES = [(3, 2), (3, 1), (1, 3)]
+
+
+def refused(leaf, before, now):
+    shapes = rf"{leaf} must keep its shape, but it has .*\({before}, .*\({now}, "
+    return pytest.raises(ValueError, match=shapes + r".*of another batch.*'params'")
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("before", "now"), BATCHES)
+def test_membranes_of_another_batch_are_named(way, before, now):
+    """The last, smaller batch of an epoch, with the whole variables of `init`."""
+    variables = Net().init(KEY, jnp.zeros((before, 8)))
+    with refused("state/LIF_0/v", before, now):
+        WAYS[way](Net(), variables, jnp.zeros((4, now, 8)))
+
+
+def test_what_the_message_says_to_type():
+    variables = Net().init(KEY, X_SEQ[0])
+    last = X_SEQ[:, :2]
+    run = jax.jit(partial(sd.simulate, Net()))
+    with refused("state/LIF_0/v", 3, 2):
+        run(variables, last)
+    y_seq, _ = run({"params": variables["params"]}, last)
+    anew = Net().init(KEY, last[0])["state"]
+    again, _ = run({"params": variables["params"], "state": anew}, last)
+    np.testing.assert_array_equal(y_seq, again)
+    # A batch before time is noticed where the two differ.
+    with pytest.raises(ValueError, match=r"time first: .* `jnp\.swapaxes\(x_seq, 0, 1\)`"):
+        run(variables, X_SEQ.swapaxes(0, 1))
+
+
+def test_the_whole_path_is_named_in_a_layer_by_layer_network():
+    class Layered(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            x_seq = sd.MultiStep(LIF(name="first"))(x_seq)
+            return sd.MultiStep(nn.Sequential([LIF()]))(x_seq)
+
+    model = nn.Sequential([Layered()])
+    stale = model.init(KEY, X_SEQ)
+    with refused("state/layers_0/first/v", 3, 2):
+        model.apply(stale, X_SEQ[:, :2])
+    del stale["state"]["layers_0"]["first"]
+    with refused("state/layers_0/LIF_0/v", 3, 2):
+        model.apply(stale, X_SEQ[:, :2])
+
+
+def test_other_collections_are_held_against_the_input_too():
+    model = AdaptiveLIF()
+    stale = model.init(KEY, X_SEQ[0])
+    with refused("carry/(v|threshold)", 3, 2):
+        sd.simulate(model, stale, X_SEQ[:, :2], mutable="carry")
+    over_time = sd.MultiStep(model, state_collections=("carry",))
+    with refused("carry/(v|threshold)", 3, 2):
+        over_time.apply(stale, X_SEQ[:, :2])
+
+
+@cases("way", WAYS, ("simulate", "mutable", "init_state"))
+@pytest.mark.parametrize("neuron", [LateLIF, LateVariable])
+def test_neurons_that_make_their_state_late_are_too(way, neuron):
+    if way == "monte_carlo":
+        pytest.skip("takes no state with a mask")
+    model = nn.Sequential([neuron(), sd.Dropout(0.5, deterministic=False)])
+    _, state = sd.simulate(model, {}, X_SEQ, rngs=RNGS)
+    with refused("state/layers_0/(v|carry)", 3, 1):
+        WAYS[way](model, {"state": sd.reset_masks(state["state"])}, X_SEQ[:, :1])
+    # Of the same batch it goes on, and needs no key for a mask that is there.
+    going_on = sd.simulate(model, state, X_SEQ)
+    chex.assert_tree_all_finite(going_on)
+
+
+def test_a_leaf_of_another_rank_is_its_users_own():
+    """A threshold for each neuron, where `init` makes one for all."""
+
+    class Thresholds(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            v = self.variable("state", "v", jnp.zeros_like, x)
+            threshold = self.variable("state", "threshold", jnp.ones, ())
+            if not self.is_initializing():
+                v.value = (v.value + x) / 2
+            return (v.value > jnp.broadcast_to(threshold.value, x.shape)).astype(x.dtype)
+
+    state = {"threshold": jnp.linspace(-1, 1, 8)[None] * jnp.ones((3, 1))}
+    y_seq, updated = sd.simulate(Thresholds(), {"state": state}, X_SEQ)
+    assert updated["state"]["threshold"].shape == (3, 8)
+    assert (y_seq.mean((0, 1))[0] > y_seq.mean((0, 1))[-1]).all()
+
+
+def test_a_module_may_read_what_only_its_user_makes():
+    class Reads(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            v = self.variable("state", "v", jnp.zeros_like, x)
+            if not self.is_initializing():
+                v.value = v.value + x
+            return self.get_variable("state", "gain") * v.value
+
+    state = {"gain": jnp.float32(2)}
+    y_seq, _ = sd.simulate(Reads(), {"state": state}, X_SEQ)
+    np.testing.assert_allclose(y_seq, 2 * jnp.cumsum(X_SEQ, 0), rtol=1e-5, atol=1e-5)
+    made = sd.init_state(Reads(), {"state": state}, X_SEQ[0], rngs=None)
+    assert made.keys() == {"gain", "v"}
+    with pytest.raises(TypeError, match="unsupported operand"):
+        sd.simulate(Reads(), {}, X_SEQ)
