@@ -134,10 +134,10 @@ def check_batch(where: str, given: Any, made: Any) -> None:
         collection = where.split("/")[0]
         raise ValueError(
             f"The leaf {where} must keep its shape, but it has {_shapes(given)} where this "
-            f"input makes {_shapes(made)}: it is of another batch. Pass the variables "
-            f"without '{collection}', `{{'params': variables['params']}}` say, and neurons "
-            f"start from the first state of this batch; or pass what `init` makes for it. "
-            f"(A sequence has time first: if it has not, `jnp.swapaxes(x_seq, 0, 1)`.)"
+            f"input makes {_shapes(made)}: it is of another batch; start from the first "
+            f"state of this one. Pass the variables without '{collection}', for example "
+            f"`{{'params': variables['params']}}`, or with what `init` makes for it. (A "
+            f"sequence has time first: where it has not, `jnp.swapaxes(x_seq, 0, 1)`.)"
         )
 
 

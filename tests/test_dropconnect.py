@@ -435,7 +435,7 @@ def test_neurons_restart_with_the_simulation_and_row_by_row(x_seq, deterministic
             {"samples_num": 8},
             r"samples/.*has \(3, 16, 5\) where this input makes \(3, 8, 5\)",
         ),
-        ({"batch": 1}, r"v .*has \(3, 5\) where this input makes \(1, 5\)"),
+        ({"batch": 1}, r"activation/v .*has \(3, 5\) where this input makes \(1, 5\)"),
     ],
 )
 def test_a_state_of_another_batch_or_number_of_samples_raises(x_seq, changed, shapes):
