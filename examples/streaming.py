@@ -75,7 +75,7 @@ class LIF(nn.Module):
     @nn.compact
     def __call__(self, current: jax.Array) -> jax.Array:
         """Runs one time step of ``[N, units]``."""
-        v = self.variable("state", "v", jnp.zeros_like, current, jnp.float32)
+        v = self.variable("state", "v", jnp.zeros_like, current, float)
         # Slow and fast neurons: the slow ones still know the first row at the last.
         decay = jnp.linspace(*self.decays, current.shape[-1])[None]
         potential = decay * v.value + current

@@ -84,7 +84,7 @@ class LIF(nn.Module):
     @nn.compact
     def __call__(self, current: jax.Array) -> jax.Array:
         """Runs one time step of ``[N, units]``."""
-        v = self.variable("state", "v", jnp.zeros_like, current, jnp.float32)
+        v = self.variable("state", "v", jnp.zeros_like, current, float)
         potential = self.decay * v.value + current
         spikes = spike(potential - 1)
         if not self.is_initializing():
