@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace) -> list[list[Row]]:
     params = jax.tree.map(lambda leaf: leaf[0], params)
 
     @jax.jit
-    def judge(images: jax.Array) -> sd.uncertainty.Uncertainty:
+    def judge(images: jax.Array) -> sd.linen.uncertainty.Uncertainty:
         return sd.monte_carlo(
             model,
             {"params": params},

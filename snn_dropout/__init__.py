@@ -12,24 +12,24 @@ step averages itself away; here it is drawn once per simulation and held.
 * ``init_state``, ``reset_masks``, ``reset_rows``: the collection ``"state"``;
 * ``functional``: the pure functions below, for any module system.
 
-Who creates, reads, replaces and drops a mask is said in ``snn_dropout.state``.
+Who creates, reads, replaces and drops a mask is said in ``snn_dropout.linen.state``.
 """
 
 from snn_dropout import functional as functional
 from snn_dropout.convert import from_spikingjelly as from_spikingjelly
 from snn_dropout.convert import to_spikingjelly as to_spikingjelly
-from snn_dropout.layers import DropConnectLinear as DropConnectLinear
-from snn_dropout.layers import Dropout as Dropout
-from snn_dropout.layers import Dropout1d as Dropout1d
-from snn_dropout.layers import Dropout2d as Dropout2d
-from snn_dropout.layers import Dropout3d as Dropout3d
-from snn_dropout.layers import DropPath as DropPath
-from snn_dropout.reset import reset_masks as reset_masks
-from snn_dropout.reset import reset_rows as reset_rows
-from snn_dropout.state import init_state as init_state
-from snn_dropout.time import MultiStep as MultiStep
-from snn_dropout.time import simulate as simulate
-from snn_dropout.uncertainty import monte_carlo as monte_carlo
+from snn_dropout.linen import DropConnectLinear as DropConnectLinear
+from snn_dropout.linen import Dropout as Dropout
+from snn_dropout.linen import Dropout1d as Dropout1d
+from snn_dropout.linen import Dropout2d as Dropout2d
+from snn_dropout.linen import Dropout3d as Dropout3d
+from snn_dropout.linen import DropPath as DropPath
+from snn_dropout.linen import MultiStep as MultiStep
+from snn_dropout.linen import init_state as init_state
+from snn_dropout.linen import monte_carlo as monte_carlo
+from snn_dropout.linen import reset_masks as reset_masks
+from snn_dropout.linen import reset_rows as reset_rows
+from snn_dropout.linen import simulate as simulate
 
 __version__ = "0.1.0"
 

@@ -108,6 +108,14 @@ def test_a_mask_that_is_injected_alone_takes_the_p_of_the_layer():
     assert state.keys() == {"mask"}
 
 
+def test_what_was_drawn_with_p_of_1_has_a_scale_of_0():
+    """Whatever its mask says, and no infinity."""
+    x = jnp.ones((2, 8))
+    state = {"mask": jnp.ones((2, 8), bool), "mask_p": jnp.array([[1.0], [0.5]])}
+    y, _ = run(sd.Dropout(0.2), x, {"state": state})
+    np.testing.assert_array_equal(y, [[0.0] * 8, [2.0] * 8])
+
+
 def test_a_probability_that_fits_no_mask_raises():
     x, layer = jnp.ones((4, 8)), sd.Dropout(0.5)
     _, state = run(layer, x)

@@ -38,37 +38,40 @@ def test_importing_is_silent_and_brings_jax_and_flax_only():
 
 # What each part may know of the package, from the bottom up.
 MAY_IMPORT = {
-    "_checks": set(),
-    "_connection_checks": {"_checks"},
-    "_time_checks": {"_checks"},
-    "_state_checks": {"_checks"},
-    "functional": {"_checks", "_connection_checks", "functional"},
-    "state": {"_checks", "_time_checks", "_surroundings", "functional"},
-    "reset": {"_state_checks", "state"},
-    "_surroundings": {"_time_checks"},
-    "_held": {"_state_checks", "_surroundings", "state"},
-    "_scopes": {"_time_checks", "_held", "_surroundings", "state"},
-    "_simulation": {"_time_checks", "state", "_scopes"},
-    "layers": {
+    "_checks": {"_checks"},
+    "functional": {"_checks", "functional"},
+    "convert": set(),
+    "linen/_surroundings": {"_checks"},
+    "linen/state": {"_checks", "linen/_surroundings"},
+    "linen/reset": {"_checks", "linen/state"},
+    "linen/_held": {"_checks", "functional", "linen/_surroundings", "linen/state"},
+    "linen/_scopes": {"_checks", "linen/_held", "linen/_surroundings", "linen/state"},
+    "linen/_simulation": {"_checks", "linen/state", "linen/_scopes"},
+    "linen/layers": {
         "_checks",
-        "_connection_checks",
-        "_time_checks",
         "functional",
-        "_held",
-        "state",
-        "_scopes",
-        "_simulation",
-        "layers",
+        "linen/_held",
+        "linen/state",
+        "linen/_scopes",
+        "linen/_simulation",
+        "linen/layers",
     },
-    "time": {"_checks", "_held", "_time_checks", "_scopes", "_simulation"},
+    "linen/time": {"_checks", "linen/_held", "linen/_scopes", "linen/_simulation"},
+    "linen/uncertainty": {"_checks", "linen/layers", "linen/state", "linen/time"},
 }
+
+
+def part_of(module):
+    """The part of the package that a module belongs to."""
+    parts = module.split(".")[1:]
+    return "/".join(parts[:2] if parts[0] in ("linen", "nnx") else parts[:1])
 
 
 @pytest.mark.short
 @pytest.mark.parametrize("part", MAY_IMPORT)
 def test_imports_point_one_way(part):
     folder = PACKAGE / part
-    files = folder.glob("*.py") if folder.is_dir() else [PACKAGE / f"{part}.py"]
+    files = list(folder.glob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             names = []
@@ -78,10 +81,19 @@ def test_imports_point_one_way(part):
                 module = node.module or ""
                 names = [f"{module}.{alias.name}" for alias in node.names]
             for name in names:
-                if name.startswith("snn_dropout"):
-                    assert name.split(".")[1] in MAY_IMPORT[part], f"{file.name}: {name}"
-                if part in ("_checks", "_state_checks", "functional"):
+                if name.startswith("snn_dropout."):
+                    assert part_of(name) in MAY_IMPORT[part], f"{file.name}: {name}"
+                if part in ("_checks", "functional"):
                     assert not name.startswith("flax"), f"{file.name}: {name}"
+
+
+def test_the_map_of_imports_has_every_part():
+    files = PACKAGE.rglob("*.py")
+    modules = [
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in files
+    ]
+    parts = {part_of(module) for module in modules if not module.endswith("__init__")}
+    assert parts == MAY_IMPORT.keys()
 
 
 PUBLIC = [(sd, name) for name in sd.__all__ if name != "functional"] + [

@@ -207,7 +207,7 @@ def test_kernel_and_bias_masks_come_from_different_keys(monkeypatch):
 
         return record
 
-    module = sys.modules["snn_dropout.layers.dropconnect"]
+    module = sys.modules["snn_dropout.linen.layers.dropconnect"]
     for name in ("draw_bits", "draw_mask"):
         monkeypatch.setattr(module, name, recording(getattr(module, name)))
     for invariant in (True, False):
@@ -376,6 +376,23 @@ def test_samples_of_neurons_that_are_random_themselves_are_drawn_apart(x_seq):
     y_seq = layer.apply({"params": params}, x_seq, rngs=RNGS)
     assert (jnp.abs(y_seq) < 6 / np.sqrt(400)).all()
     assert not (y_seq[0] == y_seq[1]).any()
+
+
+def test_neurons_that_are_random_themselves_are_the_same_in_either_mode(x_seq):
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, z):
+            total = self.variable("state", "total", jnp.zeros, z.shape)
+            total.value += jax.random.normal(self.make_rng("dropout"), z.shape)
+            return z + total.value
+
+    layer = sd.DropConnectLinear(6, 5, p=0, activation=Noisy(), deterministic=False)
+    variables = layer.init({"params": KEY, **RNGS}, x_seq[0])
+    y_seq, _ = sd.simulate(layer, variables, x_seq, rngs=RNGS)
+    whole, _ = layer.clone(step_mode="m").apply(
+        variables, x_seq, rngs=RNGS, mutable=["state"]
+    )
+    np.testing.assert_allclose(whole, y_seq, atol=1e-5)
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -1,4 +1,4 @@
-"""The ten rules of `snn_dropout.state`, and the functions that keep them."""
+"""The ten rules of `snn_dropout.linen.state`, and the functions that keep them."""
 
 import chex
 import flax.linen as nn

@@ -153,10 +153,10 @@ def _way(masks: int | None) -> Callable[..., jax.Array]:
     return lambda *arguments: monte_carlo(*arguments).mean
 
 
-def _monte_carlo(samples: int) -> Callable[..., sd.uncertainty.Uncertainty]:
+def _monte_carlo(samples: int) -> Callable[..., sd.linen.uncertainty.Uncertainty]:
     def of_seed(
         network: Network, steps: int, examples: Examples, params: Any, key: jax.Array
-    ) -> sd.uncertainty.Uncertainty:
+    ) -> sd.linen.uncertainty.Uncertainty:
         input_key, dropout_key = jax.random.split(key)
         x_seq, _ = present(examples, input_key, steps)
         variables, rngs = {"params": params}, {"dropout": dropout_key}

@@ -8,6 +8,7 @@ from snn_dropout.functional.connections import masked_matmul as masked_matmul
 from snn_dropout.functional.expectation import expected_activation as expected_activation
 from snn_dropout.functional.expectation import moments as moments
 from snn_dropout.functional.expectation import sampled_activation as sampled_activation
+from snn_dropout.functional.keys import mask_key as mask_key
 from snn_dropout.functional.masks import apply_mask as apply_mask
 from snn_dropout.functional.masks import draw_mask as draw_mask
 
@@ -17,6 +18,7 @@ __all__ = [
     "draw_bits",
     "draw_mask",
     "expected_activation",
+    "mask_key",
     "masked_matmul",
     "moments",
     "pack_bits",

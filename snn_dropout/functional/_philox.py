@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from snn_dropout._checks import check_countable
+from snn_dropout._checks.masks import check_countable
 
 MULTIPLIERS = np.uint32(0xD2511F53), np.uint32(0xCD9E8D57)
 KEY_STEPS = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snn_dropout._connection_checks import check_same_shape
+from snn_dropout._checks.connections import check_same_shape
 from snn_dropout.functional._sharding import has_typed_axes
 
 Activation = Callable[[jax.Array], jax.Array]

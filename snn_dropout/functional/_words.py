@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 from jax.sharding import NamedSharding
 
-from snn_dropout._checks import check_countable
+from snn_dropout._checks.masks import check_countable
 from snn_dropout.functional._philox import counters, philox4x32
 from snn_dropout.functional._sharding import vary_alike
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from snn_dropout._checks import check_mask_is_bool, check_probability
-from snn_dropout._connection_checks import check_packed_width
+from snn_dropout._checks.connections import check_packed_width
+from snn_dropout._checks.masks import check_mask_is_bool, check_probability
 from snn_dropout.functional._words import WORD, bernoulli_words, philox
 
 

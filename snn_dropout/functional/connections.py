@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from snn_dropout._connection_checks import check_masked_matmul
+from snn_dropout._checks.connections import check_masked_matmul
 from snn_dropout.functional._batching import in_turn
 from snn_dropout.functional._sharding import join, shares, split, vary_alike
 from snn_dropout.functional._trilinear import Product, trilinear

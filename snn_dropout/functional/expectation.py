@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snn_dropout._checks import check_probability
-from snn_dropout._connection_checks import (
+from snn_dropout._checks.connections import (
     check_activation,
     check_affine,
-    check_batch_axis,
     check_count,
     check_elementwise,
+    check_has_examples,
     check_normal,
 )
+from snn_dropout._checks.masks import check_probability
 from snn_dropout.functional._averages import (
     average_draws,
     integrate,
@@ -206,7 +206,7 @@ def sampled_activation(
     """
     check_activation(activation)
     check_normal(mean, variance)
-    check_batch_axis(mean)
+    check_has_examples(mean)
     check_count("samples", samples)
     mean, variance, out_dtype = _widen(mean, variance)
     function = jax.nn.identity if activation is None else activation

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 from jax.typing import DTypeLike
 
-from snn_dropout._checks import check_is_array, check_mask_fits, check_probability
+from snn_dropout._checks.masks import check_is_array, check_mask_fits, check_probability
 from snn_dropout.functional._sharding import draw_sharded, sharding_of, vary_alike
 from snn_dropout.functional._words import (
     WORD,

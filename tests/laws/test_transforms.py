@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import snn_dropout as sd
-from snn_dropout.state import MASK_NAMES
+from snn_dropout.linen.state import MASK_NAMES
 from tests.depth import cases
 from tests.laws.catalogue import (
     KINDS,

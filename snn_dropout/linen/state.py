@@ -48,8 +48,8 @@ from flax import traverse_util
 from flax.core import DenyList, apply
 from flax.core.scope import CollectionFilter
 
-from snn_dropout import _time_checks
-from snn_dropout._surroundings import naming_what_is_hidden
+from snn_dropout._checks import time as _time_checks
+from snn_dropout.linen._surroundings import naming_what_is_hidden
 
 MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")
 

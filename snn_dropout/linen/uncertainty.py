@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snn_dropout._checks import check_step_mode
-from snn_dropout._connection_checks import check_count
-from snn_dropout._time_checks import (
+from snn_dropout._checks.connections import check_count
+from snn_dropout._checks.layers import check_step_mode
+from snn_dropout._checks.time import (
     check_flag,
     check_module,
     check_mutable,
@@ -18,10 +18,10 @@ from snn_dropout._time_checks import (
     check_scores,
     check_time_axis,
 )
-from snn_dropout.layers import DropConnectLinear
-from snn_dropout.layers.dropout import _HeldDropout
-from snn_dropout.state import MASK_NAMES, to_leaves
-from snn_dropout.time import simulate
+from snn_dropout.linen.layers import DropConnectLinear
+from snn_dropout.linen.layers.dropout import _HeldDropout
+from snn_dropout.linen.state import MASK_NAMES, to_leaves
+from snn_dropout.linen.time import simulate
 
 Scores = Callable[[Any], jax.Array]
 

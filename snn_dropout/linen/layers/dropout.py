@@ -9,15 +9,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snn_dropout import _checks
-from snn_dropout._held import check_single_step, held, held_rate, note_sequence
-from snn_dropout._scopes import check_whole
+from snn_dropout._checks import layers as _checks
+from snn_dropout._checks import masks as _mask_checks
 from snn_dropout.functional.masks import (
     apply_mask,
     apply_stored_mask,
     draw_mask_like,
     fill_like,
 )
+from snn_dropout.linen._held import check_single_step, held, held_rate, note_sequence
+from snn_dropout.linen._scopes import check_whole
 
 
 class _HeldDropout(nn.Module, abc.ABC):
@@ -30,7 +31,7 @@ class _HeldDropout(nn.Module, abc.ABC):
     state_collection: str = "state"
 
     def __post_init__(self) -> None:
-        _checks.check_probability(self.p)
+        _mask_checks.check_probability(self.p)
         _checks.check_step_mode(self.step_mode)
         _checks.check_deterministic(self.deterministic)
         super().__post_init__()
@@ -51,7 +52,7 @@ class _HeldDropout(nn.Module, abc.ABC):
           ValueError: the rank is wrong, the stored mask does not fit, or
             ``deterministic`` is given twice or not at all.
           RuntimeError: the layer is called alone, or the mask can not be stored, see
-            ``snn_dropout.state``.
+            ``snn_dropout.linen.state``.
           flax.errors.InvalidRngError: the stream ``rng_collection`` is missing.
         """
         if self.step_mode == "m":
@@ -148,7 +149,7 @@ class Dropout(_HeldDropout):
     it the ``p`` that it was drawn with, ``mask_p``. In mode ``'s'`` the collection
     ``"state"`` carries both from call to call, so another ``p`` counts from the next
     simulation on; in mode ``'m'`` one call is the whole simulation. See
-    ``snn_dropout.state``.
+    ``snn_dropout.linen.state``.
 
     Example::
 

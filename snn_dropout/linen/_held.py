@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import errors
 from flax.core import Scope, tracers
-from flax.core.scope import LazyRng
 
-from snn_dropout import _state_checks
-from snn_dropout._surroundings import (
+from snn_dropout._checks import state as _state_checks
+from snn_dropout.functional.keys import mask_key
+from snn_dropout.linen._surroundings import (
     drawn_in_vain,
+    key_and_path,
     note_draw,
     note_find,
     sequences,
@@ -21,7 +22,7 @@ from snn_dropout._surroundings import (
     transforms_around,
     varies,
 )
-from snn_dropout.state import MASK_NAMES, path_name, to_leaves
+from snn_dropout.linen.state import MASK_NAMES, path_name, to_leaves
 
 
 def held(
@@ -75,10 +76,8 @@ def held(
         _check_steps(module, name)
     for other in shapes_of_masks(module.scope, name):
         _state_checks.check_one_shape(where, shape, other)
-    # The key has the leaf's name in it and no counter: a mask does not depend on what
-    # else was drawn, nor on how often a transform traced the layer.
-    lazy_key = LazyRng.create(module.scope.rngs[module.rng_collection], name)
-    mask = draw(lazy_key.as_jax_rng())
+    key, path = key_and_path(module.scope, module.rng_collection)
+    mask = draw(mask_key(key, path, name))
     note_draw(module.scope, name, shape)
     if kept:
         module.put_variable(collection, name, mask)

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from snn_dropout import _state_checks
-from snn_dropout.state import MASK_NAMES, State, from_leaves, to_leaves
+from snn_dropout._checks import state as _state_checks
+from snn_dropout.linen.state import MASK_NAMES, State, from_leaves, to_leaves
 
 
 def reset_masks(state: Mapping[str, Any]) -> State:

@@ -1,6 +1,6 @@
 """Checks of what a state holds and of what is given to change it, and their errors.
 
-As in ``_checks``, every message names the argument, the rule, what was given and what
+Every message names the argument, the rule, what was given and what
 to type instead, and nothing here knows Flax.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from snn_dropout._checks import check_is_array
+from snn_dropout._checks.masks import check_is_array
 
 
 def check_stored_mask(

@@ -1,6 +1,6 @@
 """Argument checks of whole simulations, and their errors.
 
-As in ``_checks``, every message names the argument, the rule, what was given and what
+Every message names the argument, the rule, what was given and what
 to type instead. Nothing here knows Flax.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from snn_dropout._checks import check_is_array
+from snn_dropout._checks.masks import check_is_array
 
 
 def check_takes_one_step(kind: str, path: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Argument checks of lost connections and of their inference, and their errors.
 
-As in ``_checks``, every message names the argument, the rule, what was given and what
+Every message names the argument, the rule, what was given and what
 to type instead.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from snn_dropout._checks import check_is_array
+from snn_dropout._checks.masks import check_is_array
 
 
 def check_count(name: str, count: Any) -> None:
@@ -117,7 +117,7 @@ def check_normal(mean: Any, variance: Any) -> None:
         )
 
 
-def check_batch_axis(mean: Any) -> None:
+def check_has_examples(mean: Any) -> None:
     """Raises unless ``mean`` is [N, O] or [T, N, O]."""
     if len(mean.shape) not in (2, 3):
         raise ValueError(

@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import Scope
 
-from snn_dropout._checks import check_bound
-from snn_dropout._held import note_sequence
-from snn_dropout._scopes import check_whole, in_place
-from snn_dropout._simulation import first_step, lift, over_time
-from snn_dropout._time_checks import (
+from snn_dropout._checks.layers import check_bound
+from snn_dropout._checks.time import (
     check_collections,
     check_first_time_step,
     check_flag,
@@ -23,6 +20,9 @@ from snn_dropout._time_checks import (
     check_no_method,
     check_time_axis,
 )
+from snn_dropout.linen._held import note_sequence
+from snn_dropout.linen._scopes import check_whole, in_place
+from snn_dropout.linen._simulation import first_step, lift, over_time
 
 
 class MultiStep(nn.Module):

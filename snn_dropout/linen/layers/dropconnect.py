@@ -12,16 +12,9 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 from jax.sharding import NamedSharding
 
-from snn_dropout import _checks, _connection_checks
-from snn_dropout._held import fresh_key, held, note_sequence, path_of
-from snn_dropout._scopes import check_whole
-from snn_dropout._simulation import (
-    first_samples,
-    first_step,
-    lift,
-    over_time,
-    sampled_over_time,
-)
+from snn_dropout._checks import connections as _connection_checks
+from snn_dropout._checks import layers as _checks
+from snn_dropout._checks import masks as _mask_checks
 from snn_dropout.functional._averages import standard_deviation
 from snn_dropout.functional._sharding import batch_sharding, draw_sharded, vary_alike
 from snn_dropout.functional.bits import draw_bits, packed_width
@@ -33,7 +26,16 @@ from snn_dropout.functional.expectation import (
     sampled_activation,
 )
 from snn_dropout.functional.masks import draw_mask
-from snn_dropout.state import State
+from snn_dropout.linen._held import fresh_key, held, note_sequence, path_of
+from snn_dropout.linen._scopes import check_whole
+from snn_dropout.linen._simulation import (
+    first_samples,
+    first_step,
+    lift,
+    over_time,
+    sampled_over_time,
+)
+from snn_dropout.linen.state import State
 
 Activation = Callable[[jax.Array], jax.Array] | nn.Module
 
@@ -117,7 +119,7 @@ class DropConnectLinear(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        _checks.check_probability(self.p)
+        _mask_checks.check_probability(self.p)
         _checks.check_step_mode(self.step_mode)
         _checks.check_deterministic(self.deterministic)
         for name in ("in_features", "out_features", "samples_num"):
@@ -153,7 +155,7 @@ class DropConnectLinear(nn.Module):
             the activation has no exact expectation and ``inference`` asks for it, or
             ``deterministic`` is given twice or not at all.
           RuntimeError: the layer is called alone, or a held mask can not be stored,
-            see ``snn_dropout.state``.
+            see ``snn_dropout.linen.state``.
           flax.errors.InvalidRngError: the stream ``rng_collection`` is missing.
         """
         if self.step_mode == "m":

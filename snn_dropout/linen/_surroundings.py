@@ -2,6 +2,7 @@
 
 Flax documents none of what is read here, so all of it is in this file:
 
+* ``Scope.rngs`` holds the key of a stream beside the path of the scope;
 * ``Scope.debug_path`` names the lifted transforms around a scope, ``'scan(cell)'``;
 * a lifted scope holds the variables and keys of the transform, as tracers of it or,
   where they are the same for all, as they were outside;
@@ -23,7 +24,7 @@ from flax.core import Scope
 from flax.core.scope import CollectionFilter, in_filter
 from jax.extend import core
 
-from snn_dropout._time_checks import hidden_collection
+from snn_dropout._checks.time import hidden_collection
 
 SIMULATION = "simulation"
 
@@ -95,6 +96,12 @@ def slices_parameters(scope: Scope) -> bool | None:
     """
     leaves = jax.tree.leaves(scope.root.variables().get("params", {}))
     return any(map(varies, leaves)) if leaves else None
+
+
+def key_and_path(scope: Scope, stream: str) -> tuple[jax.Array, tuple[str, ...]]:
+    """Returns the key of a stream, and the names that are to be folded into it."""
+    lazy = scope.rngs[stream]
+    return lazy.rng, tuple(map(str, lazy.suffix))
 
 
 def note_draw(scope: Scope, name: str, shape: tuple[int, ...]) -> None:

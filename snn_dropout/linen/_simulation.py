@@ -10,14 +10,14 @@ from flax.core import Scope
 from flax.core.scope import CollectionFilter, in_filter, subtract_filters, union_filters
 from flax.linen.transforms import decorator_lift_transform
 
-from snn_dropout._scopes import SOWN, PureStep
-from snn_dropout._time_checks import (
+from snn_dropout._checks.time import (
     check_carried,
     check_settled,
     check_shape,
     check_time_axis,
 )
-from snn_dropout.state import (
+from snn_dropout.linen._scopes import SOWN, PureStep
+from snn_dropout.linen.state import (
     Leaves,
     Naming,
     State,

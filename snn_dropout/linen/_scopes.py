@@ -7,15 +7,15 @@ import jax
 from flax.core import Scope, freeze, unfreeze
 from flax.core.scope import CollectionFilter, LazyRng, in_filter
 
-from snn_dropout._held import check_trace
-from snn_dropout._surroundings import (
+from snn_dropout._checks.time import check_takes_one_step, check_unchanged
+from snn_dropout.linen._held import check_trace
+from snn_dropout.linen._surroundings import (
     SIMULATION,
     inside,
     is_note,
     naming_what_is_hidden,
 )
-from snn_dropout._time_checks import check_takes_one_step, check_unchanged
-from snn_dropout.state import Leaves, State, from_leaves, path_name, to_leaves
+from snn_dropout.linen.state import Leaves, State, from_leaves, path_name, to_leaves
 
 # The collection that `sow` writes; it grows at each call, so it can not be carried.
 SOWN = "intermediates"
