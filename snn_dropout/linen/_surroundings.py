@@ -1,6 +1,7 @@
 """What a layer can see of where it is called: lifted transforms, and other calls.
 
-Flax documents none of what is read here, so all of it is in this file:
+Flax documents none of what is read here, so all of it is in this file, and looked for
+when the package is imported (CONTRIBUTING.md lists it beside what other files use):
 
 * ``Scope.rngs`` holds the key of a stream beside the path of the scope;
 * ``Scope.debug_path`` names the lifted transforms around a scope, ``'scan(cell)'``;
@@ -14,14 +15,16 @@ Flax documents none of what is read here, so all of it is in this file:
 """
 
 import contextlib
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import flax
 import jax
 from flax import errors
 from flax.core import Scope
-from flax.core.scope import CollectionFilter, in_filter
+from flax.core.scope import CollectionFilter, LazyRng, in_filter
 from jax.extend import core
 
 from snn_dropout._checks.time import hidden_collection
@@ -32,6 +35,33 @@ _MASK = "snn_dropout mask"
 _DRAWN, _FOUND = 1, 2
 _SEQUENCES = "snn_dropout sequences"
 _STEPS = "snn_dropout steps"
+
+
+def check_flax() -> None:
+    """Raises unless Flax has what this package reads of its inside.
+
+    Raises:
+      ImportError: it has not: here, and not in somebody's training loop.
+    """
+    of_scope = (
+        "debug_path flags mutable name parent path push put_variable rewound rng_counters "
+        "rngs root trace_level variables"
+    )
+    wanted = {
+        "flax.core.Scope": (of_scope, dir(Scope({}))),
+        "flax.core.Scope(...)": (
+            "variables rngs name mutable path debug_path flags",
+            inspect.signature(Scope).parameters,
+        ),
+        "flax.core.scope.LazyRng": ("rng suffix", LazyRng.__annotations__),
+    }
+    for where, (names, there) in wanted.items():
+        if missing := [name for name in names.split() if name not in there]:
+            raise ImportError(
+                f"snn_dropout reads {', '.join(missing)} of `{where}`, which Flax "
+                f"{flax.__version__} does not have; install a version of Flax that this "
+                f"one was tested with, or a newer snn_dropout."
+            )
 
 
 def transforms_around(scope: Scope) -> tuple[str, ...]:
@@ -171,3 +201,6 @@ def _hidden(error: str) -> tuple[str, str | None]:
         transforms += names
     hiding = [name for name in transforms if name in ("scan", "vmap")]
     return collection[1] if collection else "", hiding[-1] if hiding else None
+
+
+check_flax()
