@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snn_dropout as sd
 from tests.compiled import collectives
+from tests.forms import of_accelerators
 
 KEY = jax.random.key(5)
 STEPS, EXAMPLES, FEATURES, OUTPUTS = 4, 8, 64, 40
@@ -130,6 +131,16 @@ def check_connections(found, alone):
 
 @every_kind
 def test_connections_of_a_batch_over_two_axes_exchange_nothing_but_gradients(kind, alone):
+    check_connections_of_a_batch(kind, alone)
+
+
+@every_kind
+def test_nor_does_the_form_of_accelerators(kind, alone):
+    with of_accelerators():
+        check_connections_of_a_batch(kind, alone)
+
+
+def check_connections_of_a_batch(kind, alone):
     mesh = mesh_of(kind)
     params = place(PARAMS, mesh, ())
     x_seq = place(X_SEQ, mesh, BATCH_OVER_TWO)

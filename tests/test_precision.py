@@ -11,7 +11,7 @@ import pytest
 
 import snn_dropout as sd
 from snn_dropout import functional
-from snn_dropout.functional import connections
+from snn_dropout.functional import _chunks, connections
 from tests.jaxprs import equations
 from tests.neurons import LIF
 
@@ -27,6 +27,11 @@ FORMS = {
         connections.forward_fused,
         connections.input_gradient_fused,
         connections.kernel_gradient_fused,
+    ),
+    "accelerators, in chunks": (
+        _chunks.forward_by_chunk,
+        _chunks.input_gradient_by_chunk,
+        _chunks.kernel_gradient_by_chunk,
     ),
 }
 every_half = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

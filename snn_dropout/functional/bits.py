@@ -130,9 +130,17 @@ def _draw_words(key: jax.Array, *, shape: tuple[int, ...], p: float) -> jax.Arra
     if p in (0, 1):
         return jnp.full(shape, 0 if p == 1 else 2**WORD - 1, jnp.uint32)
     # On CPU a row of two words would become a loop body that is not vectorized; with one
-    # pass over memory for each block of random words it is three times as fast.
+    # pass over memory for each block of random words it is three times as fast. Elsewhere
+    # the compiler would repeat a long pass in all that reads the words, and take a minute.
     one_pass = shape[-1] != 2
-    return bernoulli_words(philox(key, shape), 1.0 - p, unroll=one_pass)
+
+    def draw(key: jax.Array, *, unroll: bool) -> jax.Array:
+        return bernoulli_words(philox(key, shape), 1.0 - p, unroll=unroll)
+
+    words: jax.Array = jax.lax.platform_dependent(
+        key, cpu=partial(draw, unroll=one_pass), default=partial(draw, unroll=False)
+    )
+    return words
 
 
 def packed_width(length: int) -> int:

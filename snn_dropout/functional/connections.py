@@ -2,8 +2,9 @@
 
 Every example has a mask of its own, packed to one bit a connection. The masks of a
 batch are never unpacked together: on CPU the batch is walked example by example, the
-words in cache, each device its own share of it; elsewhere the compiler fuses
-unpacking into one reduction.
+words in cache, each device its own share of it; elsewhere it is walked in chunks that
+suit a matrix unit, or, where each mask has one input only, unpacking is fused into one
+reduction.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,16 @@ from jax import lax
 
 from snn_dropout._checks.connections import check_masked_matmul
 from snn_dropout.functional._batching import in_turn
+from snn_dropout.functional._chunks import (
+    forward_by_chunk,
+    input_gradient_by_chunk,
+    kernel_gradient_by_chunk,
+)
+from snn_dropout.functional._masked import masked as _masked
+from snn_dropout.functional._masked import wide_dtype
 from snn_dropout.functional._sharding import join, shares, split, vary_alike
 from snn_dropout.functional._trilinear import Product, trilinear
-from snn_dropout.functional.bits import packed_width, unpack_bits
+from snn_dropout.functional.bits import packed_width
 
 
 def masked_matmul(x: jax.Array, kernel: jax.Array, kernel_mask: jax.Array) -> jax.Array:
@@ -54,21 +62,21 @@ def masked_matmul(x: jax.Array, kernel: jax.Array, kernel_mask: jax.Array) -> ja
 
 def _output(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     y: jax.Array = lax.platform_dependent(
-        x, kernel, words, cpu=forward_by_share, default=forward_fused
+        x, kernel, words, cpu=forward_by_share, default=forward_elsewhere
     )
     return y
 
 
 def _input_gradient(kernel: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
     dx: jax.Array = lax.platform_dependent(
-        kernel, dy, words, cpu=input_gradient_by_share, default=input_gradient_fused
+        kernel, dy, words, cpu=input_gradient_by_share, default=input_gradient_elsewhere
     )
     return dx
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
     dkernel: jax.Array = lax.platform_dependent(
-        x, dy, words, cpu=kernel_gradient_by_share, default=kernel_gradient_fused
+        x, dy, words, cpu=kernel_gradient_by_share, default=kernel_gradient_elsewhere
     )
     return dkernel
 
@@ -218,6 +226,31 @@ def kernel_gradient_by_example(x: jax.Array, dy: jax.Array, words: jax.Array) ->
     return jnp.concatenate([walk(rows) for rows in _row_blocks(x, kernel)], 0)
 
 
+def forward_elsewhere(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
+    """Walks the batch in chunks; one input a mask is one reduction."""
+    if x.shape[1] == 1:
+        return forward_fused(x, kernel, words)
+    return _by_share(forward_by_chunk, (0, None, 0), join, (x, kernel, words), x)
+
+
+def input_gradient_elsewhere(
+    kernel: jax.Array, dy: jax.Array, words: jax.Array
+) -> jax.Array:
+    """Walks the batch in chunks; one input a mask is one reduction."""
+    kernel, dy, words = lax.optimization_barrier((kernel, dy, words))
+    if dy.shape[1] == 1:
+        return input_gradient_fused(kernel, dy, words)
+    return _by_share(input_gradient_by_chunk, (None, 0, 0), join, (kernel, dy, words), dy)
+
+
+def kernel_gradient_elsewhere(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
+    """Walks the batch in chunks; one input a mask is one reduction."""
+    dy, words = lax.optimization_barrier((dy, words))
+    if x.shape[1] == 1:
+        return kernel_gradient_fused(x, dy, words)
+    return _by_share(kernel_gradient_by_chunk, (0, 0, 0), _total, (x, dy, words), x)
+
+
 def forward_fused(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     """One reduction over the whole batch, into which the compiler fuses unpacking."""
     # A reduction keeps its sum in the dtype of its terms, unlike a matrix product.
@@ -241,14 +274,3 @@ def kernel_gradient_fused(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.
     x, dy = x.astype(wide), dy.astype(wide)
     outer = _masked(words[:, None], x[..., None] * dy[:, :, None])
     return outer.sum((0, 1)).astype(out_dtype)
-
-
-def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns the dtype in which numbers of ``dtype`` are summed, float32 at least."""
-    wide: jnp.dtype = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    return wide
-
-
-def _masked(words: jax.Array, array: jax.Array) -> jax.Array:
-    mask = unpack_bits(words, array.shape[-1])
-    return jnp.where(mask, array, jnp.zeros((), array.dtype))

@@ -16,9 +16,10 @@ from snn_dropout._checks import connections as _connection_checks
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
 from snn_dropout.functional._averages import standard_deviation
+from snn_dropout.functional._masked import wide_dtype
 from snn_dropout.functional._sharding import batch_sharding, draw_sharded, vary_alike
 from snn_dropout.functional.bits import draw_bits, packed_width
-from snn_dropout.functional.connections import masked_matmul, wide_dtype
+from snn_dropout.functional.connections import masked_matmul
 from snn_dropout.functional.expectation import (
     check_expectation,
     expected_activation,
