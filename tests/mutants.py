@@ -142,7 +142,7 @@ MUTANTS = [
     ),
     Mutant(
         "a stored mask has the scale of the layer that reads it",
-        "linen/layers/dropout.py",
+        "linen/layers/_held_dropout.py",
         "        if mask_p is None:",
         "        if True:",
         "test_another_p.py::test_a_mask_keeps_the_scale_it_was_drawn_with",
@@ -264,21 +264,21 @@ MUTANTS = [
     ),
     Mutant(
         "init makes a mask",
-        "linen/layers/dropout.py",
+        "linen/layers/_held_dropout.py",
         "deterministic or self.p == 0 or self.is_initializing()",
         "deterministic or self.p == 0",
         "test_state.py::test_init_makes_no_mask_and_needs_no_dropout_stream",
     ),
     Mutant(
         "inference drops",
-        "linen/layers/dropout.py",
+        "linen/layers/_held_dropout.py",
         "deterministic or self.p == 0 or self.is_initializing()",
         "self.p == 0 or self.is_initializing()",
         "laws/test_laws.py::test_inference_is_the_identity_and_blind_to_keys",
     ),
     Mutant(
         "inference writes the state",
-        "linen/layers/dropout.py",
+        "linen/layers/_held_dropout.py",
         "        if self._drops_nothing(deterministic):\n            return x\n",
         "        if self._drops_nothing(deterministic):\n"
         "            if deterministic and self.is_mutable_collection('state'):\n"
@@ -289,21 +289,21 @@ MUTANTS = [
     ),
     Mutant(
         "mode 'm' has a mask for each step",
-        "linen/layers/dropout.py",
+        "linen/layers/_held_dropout.py",
         "self._mask_shape(x.shape[1:] if whole else x.shape)",
         "self._mask_shape(x.shape)",
         "laws/test_laws.py::test_same_mask_at_every_step",
     ),
     Mutant(
         "mode 'm' takes the second axis for time",
-        "linen/layers/dropout.py",
+        "linen/layers/_held_dropout.py",
         "self._mask_shape(x.shape[1:] if whole else x.shape)",
         "self._mask_shape(x.shape[:1] + x.shape[2:] if whole else x.shape)",
         "laws/test_laws.py::test_values_are_exactly_zero_or_x_over_1_minus_p",
     ),
     Mutant(
         "height is taken for the channels",
-        "linen/layers/dropout.py",
+        "linen/layers/channels.py",
         "    channel_axis: int = -1",
         "    channel_axis: int = 1",
         "laws/test_laws.py::test_values_are_exactly_zero_or_x_over_1_minus_p",
