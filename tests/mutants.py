@@ -143,7 +143,7 @@ MUTANTS = [
     Mutant(
         "a stored mask has the scale of the layer that reads it",
         "linen/layers/_held_dropout.py",
-        "        if mask_p is None:",
+        "        if mask_p is None or not self.scale:",
         "        if True:",
         "test_another_p.py::test_a_mask_keeps_the_scale_it_was_drawn_with",
     ),
@@ -249,7 +249,7 @@ MUTANTS = [
     ),
     Mutant(
         "an axis that could be that of the layers is taken for the batch",
-        "_checks/state.py",
+        "_checks/rows.py",
         "    certain = given is not None or len(possible) == 1 or rows == 1",
         "    certain = True",
         "test_reset.py::test_stacked_blocks_are_never_restarted_along_the_layers",
@@ -265,15 +265,15 @@ MUTANTS = [
     Mutant(
         "init makes a mask",
         "linen/layers/_held_dropout.py",
-        "deterministic or self.p == 0 or self.is_initializing()",
-        "deterministic or self.p == 0",
+        "deterministic or drops_nothing(self.p) or self.is_initializing()",
+        "deterministic or drops_nothing(self.p)",
         "test_state.py::test_init_makes_no_mask_and_needs_no_dropout_stream",
     ),
     Mutant(
         "inference drops",
         "linen/layers/_held_dropout.py",
-        "deterministic or self.p == 0 or self.is_initializing()",
-        "self.p == 0 or self.is_initializing()",
+        "deterministic or drops_nothing(self.p) or self.is_initializing()",
+        "drops_nothing(self.p) or self.is_initializing()",
         "laws/test_laws.py::test_inference_is_the_identity_and_blind_to_keys",
     ),
     Mutant(
@@ -533,8 +533,8 @@ MUTANTS = [
     Mutant(
         "a copy of the mask is kept for each step",
         "functional/masks.py",
-        "jax.checkpoint(partial(_select_and_scale, p=float(p)), prevent_cse=False)",
-        "partial(_select_and_scale, p=float(p))",
+        "jax.checkpoint(partial(_select_and_scale, p=p), prevent_cse=False)",
+        "partial(_select_and_scale, p=p)",
         "functional/test_masks.py::test_apply_mask_keeps_the_mask_and_nothing_else_for_the_"
         "gradient",
     ),
@@ -543,7 +543,7 @@ MUTANTS = [
         "_checks/masks.py",
         "    if not 0.0 <= float(p) <= 1.0:",
         "    if float(p) < 0.0 or float(p) > 1.0:",
-        "test_checks.py::test_p_is_a_static_number_from_0_to_1",
+        "test_checks.py::test_p_is_a_number_from_0_to_1",
     ),
     Mutant(
         "the variance forgets p",
@@ -714,7 +714,7 @@ MUTANTS = [
     # Leaves, streams, meshes.
     Mutant(
         "rows of another dtype are taken",
-        "_checks/state.py",
+        "_checks/rows.py",
         "    if old.shape != new.shape or old.dtype != new.dtype:",
         "    if old.shape != new.shape:",
         "laws/test_leaves.py::test_rows_of_another_dtype_or_shape_are_refused_and_named",

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from snn_dropout._checks.connections import check_count
-from snn_dropout._checks.layers import check_step_mode
+from snn_dropout._checks.layers import check_flag, check_step_mode
 from snn_dropout._checks.time import (
-    check_flag,
     check_module,
     check_mutable,
     check_no_stored_mask,

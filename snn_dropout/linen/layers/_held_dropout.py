@@ -1,6 +1,7 @@
 """What all dropout layers share: modes and flags merged, one mask found or drawn."""
 
 import abc
+from dataclasses import field
 from functools import partial
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
+from snn_dropout.functional._rates import Rate, drops_nothing
 from snn_dropout.functional.masks import (
     apply_mask,
     apply_stored_mask,
@@ -17,21 +19,28 @@ from snn_dropout.functional.masks import (
 )
 from snn_dropout.linen._held import check_single_step, held, held_rate, note_sequence
 from snn_dropout.linen._scopes import check_whole
+from snn_dropout.linen._surroundings import SaysWhatIsNotHashed
 
 
-class HeldDropout(nn.Module, abc.ABC):
+class HeldDropout(SaysWhatIsNotHashed, nn.Module, abc.ABC):
     """What the layers share; each of them says which axes share one mask element."""
 
-    p: float = 0.5
+    p: Rate = 0.5
     step_mode: str = "s"
     deterministic: bool | None = None
     rng_collection: str = "dropout"
     state_collection: str = "state"
+    # By its name alone, so that a layer's own fields keep their places in front of it.
+    scale: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        _mask_checks.check_probability(self.p)
+        """Checks the fields."""
+        _mask_checks.check_rate(self.p)
         _checks.check_step_mode(self.step_mode)
         _checks.check_deterministic(self.deterministic)
+        _checks.check_flag(
+            "scale", self.scale, "whether what is kept is scaled by 1 / (1 - p)"
+        )
         super().__post_init__()
 
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
@@ -47,8 +56,8 @@ class HeldDropout(nn.Module, abc.ABC):
           An array of the shape of ``x``.
 
         Raises:
-          ValueError: the rank is wrong, the stored mask does not fit, or
-            ``deterministic`` is given twice or not at all.
+          ValueError: the rank is wrong, the stored mask or an array ``p`` does not fit,
+            or ``deterministic`` is given twice or not at all.
           RuntimeError: the layer is called alone, or the mask can not be stored, see
             ``snn_dropout.linen.state``.
           flax.errors.InvalidRngError: the stream ``rng_collection`` is missing.
@@ -77,12 +86,14 @@ class HeldDropout(nn.Module, abc.ABC):
 
         Returns:
           The mask, bool; all True where this layer drops nothing (during
-          ``init``, where the field ``deterministic`` is True, where ``p`` is 0).
+          ``init``, where the field ``deterministic`` is True, where ``p`` is a
+          static 0).
         """
         self._check_rank(x, "s")
+        shape = self._mask_shape(x.shape)
         if self._drops_nothing(bool(self.deterministic)):
-            return jnp.ones(self._mask_shape(x.shape), bool)
-        return self._held_mask(x, "s")[0]
+            return jnp.ones(shape, bool)
+        return self._held_mask(x, shape, whole=False)[0]
 
     def _forward(
         self, x: jax.Array, deterministic: bool | None, step_mode: str
@@ -92,13 +103,15 @@ class HeldDropout(nn.Module, abc.ABC):
             check_whole(self)
         deterministic = self._merge_deterministic(deterministic)
         self._check_rank(x, step_mode)
-        if step_mode == "m":
+        whole = step_mode == "m"
+        shape = self._mask_shape(x.shape[1:] if whole else x.shape)
+        if whole:
             note_sequence(self, x)
         if self._drops_nothing(deterministic):
             return x
-        mask, mask_p = self._held_mask(x, step_mode)
-        if mask_p is None:
-            return apply_mask(x, mask, self.p)
+        mask, mask_p = self._held_mask(x, shape, whole=whole)
+        if mask_p is None or not self.scale:
+            return apply_mask(x, mask, self.p, scale=self.scale)
         return apply_stored_mask(x, mask, mask_p, self.p)
 
     def _merge_deterministic(self, deterministic: bool | None) -> bool:
@@ -108,13 +121,12 @@ class HeldDropout(nn.Module, abc.ABC):
         )
 
     def _drops_nothing(self, deterministic: bool) -> bool:
-        return deterministic or self.p == 0 or self.is_initializing()
+        return deterministic or drops_nothing(self.p) or self.is_initializing()
 
     def _held_mask(
-        self, x: jax.Array, step_mode: str
+        self, x: jax.Array, shape: tuple[int, ...], *, whole: bool
     ) -> tuple[jax.Array, jax.Array | None]:
-        whole = step_mode == "m"
-        shape = self._mask_shape(x.shape[1:] if whole else x.shape)
+        _mask_checks.check_rates_fit(self.p, shape)
         drawn = not self.has_variable(self.state_collection, "mask")
         if drawn and not whole:
             check_single_step(self, x.shape)

@@ -5,13 +5,15 @@ from typing import ClassVar
 import jax
 
 from snn_dropout._checks import layers as _checks
+from snn_dropout.functional._rates import Rate
+from snn_dropout.functional._shapes import channel_mask_shape
 from snn_dropout.linen.layers._held_dropout import HeldDropout
 
 
 class _HeldChannelDropout(HeldDropout):
     """What the layers share that drop whole channels; each names its space axes."""
 
-    p: float = 0.2
+    p: Rate = 0.2
     channel_axis: int = -1
     space: ClassVar[tuple[str, ...]]
 
@@ -27,8 +29,7 @@ class _HeldChannelDropout(HeldDropout):
         )
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        kept_axes = (0, self._channel_index())
-        return tuple(n if i in kept_axes else 1 for i, n in enumerate(step_shape))
+        return channel_mask_shape(step_shape, self.channel_axis)
 
     def _channel_index(self) -> int:
         return self.channel_axis % (2 + len(self.space))

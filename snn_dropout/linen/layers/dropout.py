@@ -1,10 +1,13 @@
 """Dropout of units and of examples, drawn once per simulation and held over all steps."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 
 from snn_dropout._checks import layers as _checks
+from snn_dropout.functional._rates import Rate
+from snn_dropout.functional._shapes import example_mask_shape, unit_mask_shape
 from snn_dropout.linen.layers._held_dropout import HeldDropout
 
 
@@ -40,11 +43,19 @@ class Dropout(HeldDropout):
     Source: Lee et al. 2020 (arXiv 1903.06379); SpikingJelly's ``layer.Dropout``.
     """
 
+    broadcast_dims: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        dims = _checks.check_broadcast_dims(self.broadcast_dims)
+        object.__setattr__(self, "broadcast_dims", dims)
+        super().__post_init__()
+
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
         _checks.check_rank("Dropout", x, step_mode, "N, ...", 0, math.inf)
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return step_shape
+        return unit_mask_shape(step_shape, self.broadcast_dims)
 
 
 class DropPath(HeldDropout):
@@ -79,11 +90,11 @@ class DropPath(HeldDropout):
     Source: Huang et al. 2016, "Deep networks with stochastic depth".
     """
 
-    p: float = 0.2
+    p: Rate = 0.2
 
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
         _checks.check_rank("DropPath", x, step_mode, "N, ...", 1, math.inf)
         _checks.check_has_examples("DropPath", x, step_mode)
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return step_shape[:1] + (1,) * (len(step_shape) - 1)
+        return example_mask_shape(step_shape)
