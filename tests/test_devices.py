@@ -1,6 +1,5 @@
 """Many devices in one process: the same numbers, and no more exchange than needed."""
 
-import functools
 from functools import partial
 
 import chex
@@ -64,7 +63,7 @@ def check_layout(way, layer, x_seq, axis, mesh):
     y_alone, mask_alone = way(layer, x_seq)
     with jax.set_mesh(mesh):
         x = place(x_seq, mesh, axis)
-        y, mask = jax.jit(functools.partial(way, layer))(x)
+        y, mask = jax.jit(partial(way, layer))(x)
     np.testing.assert_array_equal(mask, mask_alone)
     np.testing.assert_array_equal(y, y_alone)
     assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
