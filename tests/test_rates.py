@@ -65,6 +65,12 @@ def test_an_array_has_the_distribution_of_each_of_its_numbers():
         each = bernoulli_each(generate, jnp.full(7, p))
         np.testing.assert_array_equal(each, bernoulli(generate, 1 - float(p)), str(p))
 
+    def extremes(_):
+        return (jnp.uint32([0, 2**32 - 1]),)
+
+    for p, kept in ((0, True), (1, False), (np.nan, False)):
+        np.testing.assert_array_equal(bernoulli_each(extremes, jnp.float32(p)), kept)
+
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_any_float_is_taken_and_none_widens_the_output(dtype):
@@ -206,9 +212,11 @@ def test_rates_that_do_not_fit_the_mask_raise(shape, p_shape, remedy):
     p = jnp.full(p_shape, 0.5)
     match = rf"`p` must be one number or broadcast to the mask.*{remedy}"
     layer, x = sd.Dropout(p), jnp.ones(shape)
+    _, state = run(sd.Dropout(0.5), x)
     for given in (
         lambda: run(layer, x),
-        lambda: run(layer, x, {"state": {"mask": jnp.ones(shape, bool)}}),
+        lambda: run(layer, x, {"state": state}),
+        lambda: run(layer, x, {"state": {"mask": state["mask"]}}),
         lambda: functional.draw_mask(KEY, shape, p),
         lambda: functional.apply_mask(x, x == 1, p),
     ):

@@ -52,12 +52,16 @@ class Dropout1d(_HeldChannelDropout):
       (2, 1, 3)
 
     Attributes:
-      p: the probability that a channel is dropped, a static number in [0, 1].
+      p: the probability that a channel is dropped, in [0, 1]: a static number, or an
+        array of one, or one a channel, ``[C]`` (``[C, 1]`` where ``channel_axis`` is
+        1), see :class:`Dropout`.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training; field or argument.
       rng_collection: the RNG stream the mask is drawn from.
       state_collection: the collection the mask is stored in.
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, L]``.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training; without,
+        spikes stay 0 and 1, and ``E[y] = (1 - p) x`` there, but ``x`` in inference.
 
     Source: Tompson et al. 2015; ``torch.nn.Dropout1d``, with the mask held.
     """
@@ -82,12 +86,16 @@ class Dropout2d(_HeldChannelDropout):
       (2, 1, 1, 3)
 
     Attributes:
-      p: the probability that a channel is dropped, a static number in [0, 1].
+      p: the probability that a channel is dropped, in [0, 1]: a static number, or an
+        array of one, or one a channel, ``[C]`` (``[C, 1, 1]`` where ``channel_axis`` is
+        1), see :class:`Dropout`.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training; field or argument.
       rng_collection: the RNG stream the mask is drawn from.
       state_collection: the collection the mask is stored in.
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, H, W]``.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training; without,
+        spikes stay 0 and 1, and ``E[y] = (1 - p) x`` there, but ``x`` in inference.
 
     Source: SpikingJelly's ``layer.Dropout2d``.
     """
@@ -112,12 +120,16 @@ class Dropout3d(_HeldChannelDropout):
       (2, 1, 1, 1, 3)
 
     Attributes:
-      p: the probability that a channel is dropped, a static number in [0, 1].
+      p: the probability that a channel is dropped, in [0, 1]: a static number, or an
+        array of one, or one a channel, ``[C]`` (``[C, 1, 1, 1]`` where ``channel_axis`` is
+        1), see :class:`Dropout`.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training; field or argument.
       rng_collection: the RNG stream the mask is drawn from.
       state_collection: the collection the mask is stored in.
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, D, H, W]``.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training; without,
+        spikes stay 0 and 1, and ``E[y] = (1 - p) x`` there, but ``x`` in inference.
 
     Source: Tompson et al. 2015; ``torch.nn.Dropout3d``, with the mask held.
     """

@@ -22,6 +22,13 @@ class Dropout(HeldDropout):
     simulation on; in mode ``'m'`` one call is the whole simulation. See
     ``snn_dropout.linen.state``.
 
+    ``p`` may be an array, traced or not, of one number or one a unit: a schedule is then
+    one compiled program for all its values. It counts as float32 and is a constant for
+    gradients (that of ``p`` is 0). A known array out of [0, 1] raises as a number does;
+    a traced one can not: it is clipped, which ``checkify.float_checks`` reports, and
+    a NaN drops all and makes what is scaled NaN. Only a static 0 draws and stores
+    nothing.
+
     Example::
 
       >>> import jax, jax.numpy as jnp
@@ -34,11 +41,17 @@ class Dropout(HeldDropout):
       True
 
     Attributes:
-      p: the probability of being dropped, a static number in [0, 1].
+      p: the probability of being dropped in [0, 1]: a static number, or an array that
+        broadcasts to the mask.
       step_mode: ``'s'`` for one step ``[N, ...]``, ``'m'`` for all ``[T, N, ...]``.
       deterministic: True for inference, False for training; field or argument.
       rng_collection: the RNG stream the mask is drawn from.
       state_collection: the collection the mask is stored in.
+      broadcast_dims: the axes of one step's input, without ``T`` in either mode, that
+        share one mask element; the mask is 1 along them. With 0 all examples share it,
+        and none can be restarted alone, see :func:`reset_rows`.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training; without,
+        spikes stay 0 and 1, and ``E[y] = (1 - p) x`` there, but ``x`` in inference.
 
     Source: Lee et al. 2020 (arXiv 1903.06379); SpikingJelly's ``layer.Dropout``.
     """
@@ -81,11 +94,14 @@ class DropPath(HeldDropout):
       (2, 1, 1, 1)
 
     Attributes:
-      p: the probability that an example loses the branch, a static number in [0, 1].
+      p: the probability that an example loses the branch, in [0, 1]: a static number, or
+        an array of one, or of ``[N, 1, ...]``, see :class:`Dropout`.
       step_mode: ``'s'`` for one step ``[N, F, ...]``, ``'m'`` for all ``[T, N, F, ...]``.
       deterministic: True for inference, False for training; field or argument.
       rng_collection: the RNG stream the mask is drawn from.
       state_collection: the collection the mask is stored in.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training; without,
+        spikes stay 0 and 1, and ``E[y] = (1 - p) x`` there, but ``x`` in inference.
 
     Source: Huang et al. 2016, "Deep networks with stochastic depth".
     """
