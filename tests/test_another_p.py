@@ -23,7 +23,8 @@ def test_a_mask_keeps_the_scale_it_was_drawn_with(row):
     x_seq, layer, state = started(row)
     assert state["state"].keys() == {"mask", "mask_p"}
     mask_p = state["state"]["mask_p"]
-    assert mask_p.shape == (row.shape[0],) + (1,) * (len(row.shape) - 1)
+    rows = len(state["state"]["mask"])
+    assert mask_p.shape == (rows,) + (1,) * (len(row.shape) - 1)
     assert mask_p.dtype == jnp.float32
     np.testing.assert_array_equal(mask_p, 0.5)
     expected = np.where(state["state"]["mask"], 2 * np.asarray(x_seq), 0)

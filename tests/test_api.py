@@ -54,6 +54,7 @@ MAY_IMPORT = {
         "linen/state",
         "linen/_scopes",
         "linen/_simulation",
+        "linen/_surroundings",
         "linen/layers",
     },
     "linen/time": {"_checks", "linen/_held", "linen/_scopes", "linen/_simulation"},

@@ -63,7 +63,7 @@ def check_layout(way, layer, x_seq, axis, mesh):
     y_alone, mask_alone = way(layer, x_seq)
     with jax.set_mesh(mesh):
         x = place(x_seq, mesh, axis)
-        y, mask = jax.jit(way, static_argnums=0)(layer, x)
+        y, mask = jax.jit(partial(way, layer))(x)
     np.testing.assert_array_equal(mask, mask_alone)
     np.testing.assert_array_equal(y, y_alone)
     assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
@@ -76,7 +76,7 @@ def check_layout(way, layer, x_seq, axis, mesh):
 @every_kind
 @every_axis
 def test_masks_are_those_of_one_device_and_lie_where_the_input_does(row, kind, axis):
-    x_seq = row.x_seq((8,) * len(row.shape))
+    x_seq = row.x_seq((8, *row.shape[1:-1], 8))
     check_layout(run, row.layer("m"), x_seq, axis, mesh_of(8, kind))
 
 
@@ -93,7 +93,7 @@ def test_masks_are_the_same_for_any_number_of_devices(kind, axis, devices):
 @every_axis
 def test_dropout_needs_no_exchange_between_devices(row, kind, axis):
     mesh = mesh_of(8, kind)
-    x_seq = place(row.x_seq((8,) * len(row.shape)), mesh, axis)
+    x_seq = place(row.x_seq((8, *row.shape[1:-1], 8)), mesh, axis)
     assert collectives(compiled_with_gradient(run, row.layer("m"), x_seq, mesh)) == {}
 
 

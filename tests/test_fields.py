@@ -15,22 +15,23 @@ from tests.neurons import LIF
 
 RNGS = {"dropout": jax.random.key(5)}
 
-DROPOUT = {
+LAYER = {
     "step_mode": "s",
     "deterministic": None,
     "rng_collection": "dropout",
     "state_collection": "state",
 }
+DROPOUT = {**LAYER, "scale": True}
 CHANNELS = {**DROPOUT, "p": 0.2, "channel_axis": -1}
 REQUIRED = inspect.Parameter.empty
 DEFAULTS = {
-    sd.Dropout: {**DROPOUT, "p": 0.5},
+    sd.Dropout: {**DROPOUT, "p": 0.5, "broadcast_dims": ()},
     sd.DropPath: {**DROPOUT, "p": 0.2},
     sd.Dropout1d: CHANNELS,
     sd.Dropout2d: CHANNELS,
     sd.Dropout3d: CHANNELS,
     sd.DropConnectLinear: {
-        **DROPOUT,
+        **LAYER,
         "in_features": REQUIRED,
         "out_features": REQUIRED,
         "use_bias": True,
@@ -48,6 +49,7 @@ DEFAULTS = {
     sd.monte_carlo: {"rngs": REQUIRED, "samples": REQUIRED, "at_once": 8},
     functional.Threshold: {"theta": 0.0},
     functional.draw_mask: {"p": REQUIRED, "out_sharding": None},
+    functional.apply_mask: {"p": REQUIRED, "scale": True},
     functional.draw_bits: {"p": REQUIRED, "out_sharding": None},
     functional.moments: {"bias": REQUIRED, "p": REQUIRED},
     functional.sampled_activation: {"samples": REQUIRED},
@@ -76,6 +78,9 @@ def test_the_first_arguments_may_be_given_by_position():
     ]
     for layer in (sd.Dropout, sd.Dropout1d, sd.Dropout2d, sd.Dropout3d, sd.DropPath):
         assert list(inspect.signature(layer).parameters)[:2] == ["p", "step_mode"]
+    ours = ["p", "step_mode", "deterministic", "rng_collection", "state_collection"]
+    for layer, own in ((sd.Dropout, "broadcast_dims"), (sd.Dropout2d, "channel_axis")):
+        assert list(inspect.signature(layer).parameters)[:6] == [*ours, own]
     assert sd.DropConnectLinear(1, 1).activation is nn.relu
 
 

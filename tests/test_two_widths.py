@@ -74,7 +74,9 @@ def test_two_widths_raise_whether_or_not_the_state_is_mutable(way):
 @every_kind_of_dropout
 def test_every_layer_names_a_second_one(row):
     x_seq = row.x_seq()
-    second = jnp.concatenate([x_seq, x_seq], 1)  # every mask has the batch
+    # Every mask has the batch, or the features where all examples share it.
+    axis = -1 if "shared batch" in row.name else 1
+    second = jnp.concatenate([x_seq, x_seq], axis)
     for mutable in ((), ("state",)):
         with pytest.raises(ValueError, match=r"must have one mask .* second layer"):
             call(Shared([row.layer("m", deterministic=False)]), x_seq, second,

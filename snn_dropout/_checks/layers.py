@@ -1,5 +1,6 @@
 """Argument checks that the layers share, and their errors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +29,57 @@ def check_channel_axis(channel_axis: Any, ndim: int) -> None:
             f"`channel_axis` must be an axis of one step's input of {ndim} axes, other "
             f"than the batch axis 0, but got {channel_axis!r}; write -1 for "
             f"[N, *space, C] or 1 for [N, C, *space]."
+        )
+
+
+def check_broadcast_dims(broadcast_dims: Any) -> tuple[int, ...]:
+    """Returns the axes as a tuple, or raises unless they are whole numbers."""
+    listed = isinstance(broadcast_dims, Sequence) and not isinstance(broadcast_dims, str)
+    whole = listed and all(
+        isinstance(axis, int | np.integer) and not isinstance(axis, bool)
+        for axis in broadcast_dims
+    )
+    if not whole:
+        raise TypeError(
+            f"`broadcast_dims` must be a tuple of whole numbers, the axes of one step's "
+            f"input [N, ...] that share one mask element, but got {broadcast_dims!r}; "
+            f"write for example `broadcast_dims=(1,)`."
+        )
+    return tuple(map(int, broadcast_dims))
+
+
+def check_shared_axes(
+    broadcast_dims: Sequence[int], step_shape: Sequence[int]
+) -> tuple[int, ...]:
+    """Returns the axes counted from the front, or raises unless each is there once."""
+    ndim = len(step_shape)
+    rule = (
+        f"`broadcast_dims` must be axes of one step's input, without T, which here has "
+        f"shape {tuple(step_shape)}"
+    )
+    for axis in broadcast_dims:
+        if not -ndim <= axis < ndim:
+            known = f"axes from {-ndim} to {ndim - 1}" if ndim else "no axis to share"
+            raise ValueError(
+                f"{rule}, but got {tuple(broadcast_dims)}; there are {known}. Write for "
+                f"example `broadcast_dims=({'-1,' if ndim else ''})`."
+            )
+    shared = tuple(axis % ndim for axis in broadcast_dims)
+    if len(set(shared)) < len(shared):
+        once = tuple(sorted(set(shared)))
+        raise ValueError(
+            f"{rule}, each once, but got {tuple(broadcast_dims)}; write "
+            f"`broadcast_dims={once}`."
+        )
+    return shared
+
+
+def check_flag(name: str, flag: Any, meaning: str) -> None:
+    """Raises unless a flag is a static bool."""
+    if not isinstance(flag, bool):
+        raise TypeError(
+            f"`{name}` must be True or False, {meaning}, but got {flag!r}; write one of "
+            f"the two, or leave it out."
         )
 
 
@@ -69,6 +121,21 @@ def check_bound(layer: str, scope: Any) -> None:
             f"{layer} must be called by `apply` or inside of another module, for it holds "
             f"no parameters, keys or masks itself, but it was called alone; write "
             f"`y = layer.apply(variables, x, ...)`, with `variables` from `layer.init`."
+        )
+
+
+def check_hashed(layer: str, p: Any) -> None:
+    """Raises if a field of a module that ``nn.jit`` is given has no hash.
+
+    Flax hashes the numbers of a NumPy array with axes one by one.
+    """
+    if isinstance(p, jax.Array) or (isinstance(p, np.ndarray) and p.ndim == 0):
+        raise TypeError(
+            f"`p` of {layer} must be a static number where `nn.jit` is given the layer, or "
+            f"a module that has it as a field, for fields are part of what is compiled; "
+            f"but got an array of shape {tuple(p.shape)}. Hand it to the call and build "
+            f"the layer in there, `{layer}(p)(x)` in `def __call__(self, x, p)`, or use "
+            f"`jax.jit` around `apply`."
         )
 
 

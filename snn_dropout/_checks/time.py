@@ -266,12 +266,3 @@ def check_scores(scores: Any, entropies: bool) -> None:
             f"jnp.insert({one}, 0, 0.0, axis=-1)`; where only mean and variance make "
             f"sense, as in a regression, write `entropies=False`."
         )
-
-
-def check_flag(name: str, flag: Any, meaning: str) -> None:
-    """Raises unless a flag is a static bool."""
-    if not isinstance(flag, bool):
-        raise TypeError(
-            f"`{name}` must be True or False, {meaning}, but got {flag!r}; write one of "
-            f"the two, or leave it out."
-        )

@@ -12,6 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from snn_dropout._checks.masks import is_array
+from snn_dropout.functional._rates import Rate
+
 
 def sharding_of(x: jax.Array) -> NamedSharding | None:
     """Returns how ``x`` is split, or None where it knows of no mesh.
@@ -38,7 +41,7 @@ def draw_sharded(
     draw: Callable[..., jax.Array],
     key: jax.Array,
     shape: Sequence[int],
-    p: float,
+    p: Rate,
     sharding: NamedSharding | None,
 ) -> jax.Array:
     """Draws a mask that lies on the devices as ``sharding`` says.
@@ -53,7 +56,8 @@ def draw_sharded(
     if sharding is None or isinstance(sharding.mesh, jax.sharding.AbstractMesh):
         return draw(key, shape, p, out_sharding=sharding)
     # Outside of jit a sharding is a request to the compiler, not a type.
-    jitted = jax.jit(draw, static_argnames=("shape", "p"), out_shardings=sharding)
+    static = ("shape",) if is_array(p) else ("shape", "p")
+    jitted = jax.jit(draw, static_argnames=static, out_shardings=sharding)
     mask: jax.Array = jitted(key, shape=tuple(shape), p=p)
     return mask
 

@@ -68,6 +68,28 @@ def bernoulli(generate: Generator, q: float) -> jax.Array:
     return words >> np.uint32(WORD - DIGITS) < np.uint32(_numerator(q))
 
 
+def bernoulli_each(generate: Generator, rates: jax.Array) -> jax.Array:
+    """Compares a random word for each element with a number for its own rate.
+
+    Args:
+      generate: makes the random words.
+      rates: the probabilities of False, float32 in [0, 1] of a shape that broadcasts to
+        the words; rounded as above. What is 0 is never False, 1 or a NaN always.
+
+    Returns:
+      A bool array of the shape that ``generate`` makes.
+    """
+    words, *_ = generate(0)
+    unit = 2**DIGITS
+    # Of numbers that are exact, so that each is that of a static p.
+    dropped = jnp.clip(jnp.round(rates * unit), 1, unit - 1)
+    dropped = jnp.where(rates < 1, jnp.where(rates > 0, dropped, 0), unit)
+    kept: jax.Array = words >> np.uint32(WORD - DIGITS) < (unit - dropped).astype(
+        jnp.uint32
+    )
+    return kept
+
+
 def binary_digits(q: float) -> list[bool]:
     """Returns the digits of ``q`` behind the binary point, the last one, a 1, first."""
     digits = [bool(_numerator(q) >> place & 1) for place in range(DIGITS)]

@@ -1,6 +1,5 @@
 """Keep masks as pure functions: draw one from a key, apply it to an array."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -8,25 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from snn_dropout._checks.masks import check_is_array, check_mask_fits, check_probability
-from snn_dropout.functional._sharding import draw_sharded, sharding_of, vary_alike
-from snn_dropout.functional._words import (
-    WORD,
-    bernoulli,
-    bernoulli_words,
-    binary_digits,
-    threefry,
+from snn_dropout._checks.layers import check_flag
+from snn_dropout._checks.masks import (
+    check_is_array,
+    check_mask_fits,
+    check_rate,
+    check_rates_fit,
+    is_array,
 )
-from snn_dropout.functional.bits import unpack_lanes
+from snn_dropout.functional._draws import draw_alike, draw_each
+from snn_dropout.functional._rates import Rate, as_rates, scale_of
+from snn_dropout.functional._shapes import rate_shape
+from snn_dropout.functional._sharding import draw_sharded, sharding_of, vary_alike
 
 
 def draw_mask(
     key: jax.Array,
     shape: Sequence[int],
-    p: float,
+    p: Rate,
     *,
     out_sharding: NamedSharding | None = None,
 ) -> jax.Array:
@@ -39,6 +40,11 @@ def draw_mask(
     where ``p`` is 1 or 0. The same key gives the same mask with and without x64, under
     every transform, and in every sharding on any number of devices.
 
+    Where ``p`` is an array, traced or not, each element compares 23 random bits with its
+    own ``p`` in float32: the same distribution, of other bits. A 0 in it keeps all and a 1
+    drops all, exactly. What is out of [0, 1] raises; in a traced array, which can not, it
+    is clipped, and a NaN drops.
+
     Example::
 
       >>> import jax
@@ -50,74 +56,37 @@ def draw_mask(
     Args:
       key: a key of ``jax.random``; it is consumed.
       shape: the shape of the mask.
-      p: the probability of being dropped, a static number in [0, 1].
+      p: the probability of being dropped in [0, 1]: a static number, or an array that
+        broadcasts to ``shape``.
       out_sharding: the sharding of the mask, as in ``jax.random``.
 
     Returns:
       A bool array of the given shape; True means kept.
 
     Raises:
-      TypeError, ValueError: ``p`` is not a static number in [0, 1].
+      TypeError, ValueError: ``p`` is neither a static number nor an array of floats, is
+        not in [0, 1], or does not broadcast to ``shape``.
     """
-    check_probability(p)
-    mask: jax.Array = _draw(key, tuple(shape), float(p), out_sharding)
+    check_rate(p)
+    if is_array(p):
+        check_rates_fit(p, shape)
+        each: jax.Array = draw_each(key, as_rates(p), tuple(shape), out_sharding)
+        return each
+    mask: jax.Array = draw_alike(key, tuple(shape), float(p), out_sharding)
     return mask
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _draw(
-    key: jax.Array, shape: tuple[int, ...], p: float, sharding: NamedSharding | None
-) -> jax.Array:
-    if p in (0.0, 1.0):
-        return lax.full(shape, p == 0, jnp.bool_, sharding=sharding)
-    if not shape:
-        return jnp.squeeze(draw_mask(key, (1,), p))
-    q = 1.0 - p
-    # Axes behind the last one that is not shared are set aside: they are all 1.
-    ndim = 1 + max((axis for axis, length in enumerate(shape) if length != 1), default=0)
-    *rows, length = shape[:ndim]
-    bits = _bits_of_a_word(rows, length)
-    if len(binary_digits(q)) > bits:
-        first_axes = None if sharding is None else _first_axes(sharding, ndim)
-        mask = bernoulli(threefry(key, (*rows, length), first_axes), q)
-    else:
-        first_axes = None if sharding is None else _first_axes(sharding, ndim - 1)
-        words = bernoulli_words(threefry(key, (*rows, length // bits), first_axes), q)
-        mask = unpack_lanes(words, bits)
-    mask = lax.expand_dims(mask, range(ndim, len(shape)))
-    if sharding is not None:
-        mask = reshard(mask, sharding)
-    # One mask in memory, not another draw of it for each time step that reads it.
-    kept: jax.Array = lax.optimization_barrier(mask)
-    return kept
-
-
-def _bits_of_a_word(rows: Sequence[int], length: int) -> int:
-    """Returns how many neighbours along the last axis are the bits of one word.
-
-    Words end where a row ends, so that no device needs those of another one. The first
-    axis is the batch, whose size may be unknown and must not change the mask.
-    """
-    if not rows or not isinstance(length, int):
-        return 1
-    return math.gcd(length, WORD)
-
-
-def _first_axes(sharding: NamedSharding, count: int) -> NamedSharding:
-    """Shards the first ``count`` axes as given, and none behind them."""
-    return sharding.update(spec=PartitionSpec(*tuple(sharding.spec)[:count]))
-
-
-def apply_mask(x: jax.Array, mask: jax.Array, p: float) -> jax.Array:
+def apply_mask(x: jax.Array, mask: jax.Array, p: Rate, *, scale: bool = True) -> jax.Array:
     """Zeroes what the mask drops and scales the rest by ``1 / (1 - p)``.
 
-    ``y = where(mask, x, 0) / (1 - p)``
+    ``y = where(mask, x, 0) / (1 - p)``, without the scale if asked to
 
     Selecting comes before scaling, so a NaN or infinity that is dropped gives
     0 and a gradient of 0. The scale is applied in float32 (float64 stays
     float64) and the result is cast once, to the dtype of ``x``; bool and
     integer spikes come out as float32. The backward pass keeps the mask as it
-    was given and nothing else: no copy of it for each time step.
+    was given and nothing else: no copy of it for each time step. The gradient of an
+    array ``p`` is 0; where it is 1 so is the output, and where it is NaN that is NaN.
 
     Example::
 
@@ -132,35 +101,44 @@ def apply_mask(x: jax.Array, mask: jax.Array, p: float) -> jax.Array:
     Args:
       x: the input, of any shape.
       mask: bool, of a shape that broadcasts to that of ``x``.
-      p: the probability of being dropped that the mask was drawn with.
+      p: the probability of being dropped that the mask was drawn with, a static number
+        or an array that broadcasts to the mask.
+      scale: whether what is kept is scaled.
 
     Returns:
       An array of the shape of ``x``.
 
     Raises:
-      TypeError, ValueError: ``p`` is not a static number in [0, 1], or the mask
-        is not bool, or its shape does not broadcast to that of ``x``.
+      TypeError, ValueError: ``p`` is neither a static number in [0, 1] nor an array of
+        them that broadcasts to the mask, or the mask is not bool, or its shape does not
+        broadcast to that of ``x``.
 
     Source: Srivastava et al. 2014, in the inverted form that scales at training.
     """
-    check_probability(p)
+    check_rate(p)
+    check_flag("scale", scale, "whether what is kept is scaled by 1 / (1 - p)")
     check_is_array("x", x)
     check_mask_fits(mask, x.shape)
+    check_rates_fit(p, mask.shape)
+    if is_array(p) and scale:
+        return _apply_each(x, mask, as_rates(p))
+    p = float(p) if scale else 0.0
     # The checkpoint keeps no residual but its inputs that the gradient reads:
     # the mask before it is broadcast over time.
-    masked = jax.checkpoint(partial(_select_and_scale, p=float(p)), prevent_cse=False)
+    masked = jax.checkpoint(partial(_select_and_scale, p=p), prevent_cse=False)
     result: jax.Array = masked(x, mask)
     return result
 
 
 def apply_stored_mask(
-    x: jax.Array, mask: jax.Array, mask_p: jax.Array, p: float
+    x: jax.Array, mask: jax.Array, mask_p: jax.Array, p: Rate
 ) -> jax.Array:
     """Applies a mask with the scale of the probability that it was drawn with.
 
     ``y = where(mask, x, 0) / (1 - mask_p)``
 
-    Bit for bit :func:`apply_mask` where ``mask_p`` is ``p``, which float32 rounds.
+    Bit for bit :func:`apply_mask` where ``mask_p`` is ``p``, which float32 rounds, and was
+    a number there if it is one here.
 
     Args:
       x: the input, of any shape.
@@ -172,9 +150,23 @@ def apply_stored_mask(
     Returns:
       An array of the shape of ``x``.
     """
+    if is_array(p):
+        return _apply_each(x, mask, lax.stop_gradient(mask_p))
     masked = jax.checkpoint(partial(_select_and_rescale, p=float(p)), prevent_cse=False)
     result: jax.Array = masked(x, mask, lax.stop_gradient(mask_p))
     return result
+
+
+def _apply_each(x: jax.Array, mask: jax.Array, rates: jax.Array) -> jax.Array:
+    masked = jax.checkpoint(_select_and_scale_each, prevent_cse=False)
+    result: jax.Array = masked(x, mask, rates)
+    return result
+
+
+def _select_and_scale_each(x: jax.Array, mask: jax.Array, rates: jax.Array) -> jax.Array:
+    kept, wide, out_dtype = _select(x, mask)
+    rates = lax.expand_dims(rates, range(x.ndim - rates.ndim))
+    return (kept.astype(wide) * scale_of(rates, wide)).astype(out_dtype)
 
 
 def _select_and_scale(x: jax.Array, mask: jax.Array, p: float) -> jax.Array:
@@ -210,7 +202,7 @@ def _scale(p: float, dtype: DTypeLike) -> np.ndarray:
 
 
 def draw_mask_like(
-    key: jax.Array, x: jax.Array, shape: Sequence[int], p: float
+    key: jax.Array, x: jax.Array, shape: Sequence[int], p: Rate
 ) -> jax.Array:
     """Draws a mask of ``shape`` for ``x`` that is sharded as ``x`` is.
 
@@ -229,7 +221,7 @@ def draw_mask_like(
     return draw_sharded(draw_mask, key, shape, p, _sharding_like(x, shape))
 
 
-def fill_like(mask: jax.Array, p: float) -> jax.Array:
+def fill_like(mask: jax.Array, p: Rate) -> jax.Array:
     """Returns ``p`` for each example of a mask, sharded as the mask is.
 
     Args:
@@ -237,10 +229,15 @@ def fill_like(mask: jax.Array, p: float) -> jax.Array:
       p: the probability that it was drawn with.
 
     Returns:
-      A float32 array ``[N, 1, ...]`` of the rank of the mask.
+      A float32 array ``[N, 1, ...]`` of the rank of the mask, with the lengths of ``p``
+      where that is an array of more than one.
     """
-    shape = mask.shape[:1] + (1,) * (mask.ndim - 1)
-    filled = lax.full(shape, p, jnp.float32, sharding=_sharding_like(mask, shape))
+    shape = rate_shape(mask.shape, jnp.shape(p))
+    number = 0.0 if is_array(p) else p
+    filled = lax.full(shape, number, jnp.float32, sharding=_sharding_like(mask, shape))
+    if is_array(p):
+        rates = as_rates(p)
+        filled = filled + lax.expand_dims(rates, range(mask.ndim - rates.ndim))
     filled, _ = vary_alike(filled, mask)
     return filled
 

@@ -96,7 +96,7 @@ def held_rate(
       drawn: whether this call drew the mask.
 
     Returns:
-      The stored probability, ``[N, 1, ...]``; None where it is that of the layer, for
+      The stored probability, ``[N, ...]``; None where it is that of the layer, for
       this call drew the mask, or somebody put it there alone.
 
     Raises:
@@ -110,8 +110,7 @@ def held_rate(
     if not module.has_variable(collection, "mask_p"):
         return None
     stored: jax.Array = module.get_variable(collection, "mask_p")
-    shape = mask.shape[:1] + (1,) * (mask.ndim - 1)
-    _state_checks.check_stored_rate(path_of(module, "mask_p"), stored, shape)
+    _state_checks.check_stored_rate(path_of(module, "mask_p"), stored, mask.shape)
     return stored
 
 

@@ -11,7 +11,8 @@ when the package is imported (CONTRIBUTING.md lists it beside what other files u
 * ``Scope.rng_counters`` is one dict for a layer in all of one ``apply``, whatever
   transforms it is called through, and however often they trace it;
 * its root is another scope in each trace, and the same for all modules in one: notes
-  on it are shared by the layers of a model that are called together.
+  on it are shared by the layers of a model that are called together;
+* ``nn.jit`` hashes the fields of a module, and asks it first for ``__fn_or_cls__``.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from flax.core import Scope
 from flax.core.scope import CollectionFilter, LazyRng, in_filter
 from jax.extend import core
 
+from snn_dropout._checks.layers import check_hashed
 from snn_dropout._checks.time import hidden_collection
 
 SIMULATION = "simulation"
@@ -62,6 +64,16 @@ def check_flax() -> None:
                 f"{flax.__version__} does not have; install a version of Flax that this "
                 f"one was tested with, or a newer snn_dropout."
             )
+
+
+class SaysWhatIsNotHashed:
+    """A module whose ``p`` may be an array, which ``nn.jit`` has no words for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__fn_or_cls__":
+            check_hashed(type(self).__name__, self.__dict__.get("p"))
+        above: Any = super()
+        return above.__getattr__(name)
 
 
 def transforms_around(scope: Scope) -> tuple[str, ...]:

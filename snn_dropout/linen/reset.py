@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from snn_dropout._checks import rows as _row_checks
 from snn_dropout._checks import state as _state_checks
 from snn_dropout.linen.state import MASK_NAMES, State, from_leaves, to_leaves
 
@@ -46,7 +47,9 @@ def reset_rows(done: jax.Array, state: Any, fresh: Any, *, axis: Any = None) -> 
     Blocks that ``nn.scan`` stacks over depth have leaves ``[L, N, ...]``: say
     ``axis=1``, or name the axis of each branch where there are other leaves too. Without
     ``axis`` it is the first one, and a leaf that has the length of ``done`` in another
-    axis as well raises: it could be of either kind.
+    axis as well raises: it could be of either kind. A mask that all examples share
+    (``broadcast_dims`` with the batch axis 0) has no rows, and raises: keep it for all by
+    hand, as the error says.
 
     Example::
 
@@ -77,9 +80,9 @@ def reset_rows(done: jax.Array, state: Any, fresh: Any, *, axis: Any = None) -> 
       TypeError: ``axis`` is no whole number, nor a tree of them.
       ValueError: the structures, shapes or dtypes differ, ``axis`` is no prefix of
         ``state``, a leaf has no batch axis of the length of ``done``, or without
-        ``axis`` more than one.
+        ``axis`` more than one, or a mask is shared by all examples.
     """
-    _state_checks.check_rows(done)
+    _row_checks.check_rows(done)
     ours: Any = jax.tree.structure(state)
     theirs: Any = jax.tree.structure(fresh)
     if ours != theirs:
@@ -87,12 +90,14 @@ def reset_rows(done: jax.Array, state: Any, fresh: Any, *, axis: Any = None) -> 
             f"`state` and `fresh` must have the same structure, but have {ours} and "
             f"{theirs}; make both with `init_state`, which draws every mask."
         )
-    axes = _state_checks.check_axes(axis, state)
+    axes = _row_checks.check_axes(axis, state)
 
     def choose(path: Any, old: jax.Array, new: jax.Array, given: Any) -> jax.Array:
         where = jax.tree_util.keystr(path)
-        _state_checks.check_alike(where, old, new)
-        rows = _state_checks.check_batch_axis(where, old.shape, done.shape[0], given)
+        _row_checks.check_alike(where, old, new)
+        if getattr(path[-1] if path else None, "key", None) in MASK_NAMES:
+            _row_checks.check_row_is_own(where, old.shape, done.shape[0], given)
+        rows = _row_checks.check_batch_axis(where, old.shape, done.shape[0], given)
         others = [axis for axis in range(old.ndim) if axis != rows]
         return jnp.where(jnp.expand_dims(done, others), new, old)
 

@@ -7,6 +7,7 @@ leaf            dtype and shape                                       of
 =============== ===================================================== =============
 ``mask``        bool, one step's input with the shared axes 1         the dropouts
 ``mask_p``      float32 ``[N, 1, ...]``, the ``p`` it was drawn with  the dropouts
+                (longer axes where that is an array of several)
 ``kernel_mask`` uint32, one bit a connection, ``[N, ...]``            DropConnect
 ``bias_mask``   bool ``[N, O]``                                       DropConnect
 =============== ===================================================== =============
@@ -17,7 +18,8 @@ leaf            dtype and shape                                       of
 2. The first training call draws the mask and stores it; later calls read it.
    It is never written again.
 3. A new simulation starts from the first state, or from ``reset_masks`` where
-   neurons run on, with a new key; single examples with ``reset_rows``.
+   neurons run on, with a new key; single examples with ``reset_rows``, but for
+   masks that all examples share (``broadcast_dims``).
 4. A hand-written ``lax.scan`` starts from :func:`init_state`, which draws every
    missing mask and leaves every leaf that exists alone.
 5. Inference is the identity, needs no stream and touches no state.
@@ -29,7 +31,7 @@ leaf            dtype and shape                                       of
 7. A stored mask that does not fit the input raises, and so does a layer that is
    called with inputs of two widths: each needs its own. A simulation keeps the masks
    and the probability that it started with: another ``p`` counts from the next
-   simulation on, but for 0, which drops nothing and reads nothing.
+   simulation on, but for a static 0, which drops nothing and reads nothing.
 8. A mask belongs to (key, module path, shape of one step), so every way of
    running a simulation gives the same masks.
 9. A mask is never born inside a raw JAX transform within a module: that raises

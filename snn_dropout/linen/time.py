@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax.core import Scope
 
-from snn_dropout._checks.layers import check_bound
+from snn_dropout._checks.layers import check_bound, check_flag
 from snn_dropout._checks.time import (
     check_collections,
     check_first_time_step,
-    check_flag,
     check_module,
     check_mutable,
     check_no_method,

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from snn_dropout._checks.connections import check_count
-from snn_dropout._checks.layers import check_step_mode
+from snn_dropout._checks.layers import check_flag, check_step_mode
 from snn_dropout._checks.time import (
-    check_flag,
     check_module,
     check_mutable,
     check_no_stored_mask,
@@ -19,7 +18,7 @@ from snn_dropout._checks.time import (
     check_time_axis,
 )
 from snn_dropout.linen.layers import DropConnectLinear
-from snn_dropout.linen.layers.dropout import _HeldDropout
+from snn_dropout.linen.layers._held_dropout import HeldDropout
 from snn_dropout.linen.state import MASK_NAMES, to_leaves
 from snn_dropout.linen.time import simulate
 
@@ -222,7 +221,7 @@ def _drop_all_the_same(
     context: nn.module.InterceptorContext,
 ) -> Any:
     result = call(*args, **kwargs)
-    ours = isinstance(context.module, (_HeldDropout, DropConnectLinear))
+    ours = isinstance(context.module, (HeldDropout, DropConnectLinear))
     return False if ours and context.method_name == "_merge_deterministic" else result
 
 

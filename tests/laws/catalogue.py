@@ -6,6 +6,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import snn_dropout as sd
@@ -26,7 +27,9 @@ class Row:
       shape: the shape of one step's input, small.
       wide: another one, with enough mask elements for statistics.
       leaves: the masks that a simulation of `shape` stores.
-      p: the probability of being dropped.
+      p: the probability of being dropped, an array of them for one a unit.
+      array: whether the layer is given it as an array.
+      scaled: whether what is kept is scaled.
       exact: whether sums, which a compiler may reorder, play no part.
     """
 
@@ -35,11 +38,17 @@ class Row:
     shape: tuple[int, ...]
     wide: tuple[int, ...]
     leaves: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    p: float = 0.5
+    p: float | np.ndarray = 0.5
+    array: bool = False
+    scaled: bool = True
     exact: bool = True
 
     @property
     def scale(self):
+        if not self.scaled:
+            return np.float32(1)
+        if self.array:
+            return 1 / (1 - np.float32(self.p))
         return np.asarray(1 / (1 - self.p), jax.dtypes.canonicalize_dtype(float))
 
     @property
@@ -52,7 +61,7 @@ class Row:
     def x_seq(self, shape=None, steps=STEPS):
         # No element is zero, so that a zero in the output is a dropped element.
         x = jax.random.normal(jax.random.key(11), (steps, *(shape or self.shape)))
-        return x + 2 * jax.numpy.sign(x)
+        return x + 2 * jnp.sign(x)
 
     def variables(self, x, **fields):
         """Parameters and the neurons' first state."""
@@ -69,6 +78,18 @@ class Row:
         )
         masks = [functional.unpack_bits(words, layer.out_features), bias_mask]
         return [mask for mask in masks if mask is not None]
+
+
+def with_array(p=0.5, **fields):
+    return sd.Dropout(jnp.float32(p), **fields)
+
+
+# Axis 1 of its inputs has a length of 2.
+PER_UNIT = np.array([[0.2], [0.5]])
+
+
+def per_unit(p=PER_UNIT, **fields):
+    return sd.Dropout(np.broadcast_to(p, (2, 1)), **fields)
 
 
 DROPOUTS = [
@@ -100,6 +121,48 @@ DROPOUTS = [
         p=0.2,
     ),
     Row("DropPath", sd.DropPath, (6, 3, 2), (32768, 1, 2), {"mask": (6, 1, 1)}, p=0.4),
+    Row(
+        "Dropout shared axis",
+        partial(sd.Dropout, broadcast_dims=(-2,)),
+        (4, 3, 6),
+        (64, 2, 512),
+        {"mask": (4, 1, 6)},
+        p=0.3,
+    ),
+    Row(
+        "Dropout shared batch",
+        partial(sd.Dropout, broadcast_dims=(0,)),
+        (4, 2, 6),
+        (2, 64, 512),
+        {"mask": (1, 2, 6)},
+        p=0.25,
+    ),
+    Row(
+        "Dropout unscaled",
+        partial(sd.Dropout, scale=False),
+        (4, 6),
+        (64, 512),
+        {"mask": (4, 6)},
+        scaled=False,
+    ),
+    Row(
+        "Dropout array p",
+        with_array,
+        (4, 6),
+        (64, 512),
+        {"mask": (4, 6)},
+        p=0.3,
+        array=True,
+    ),
+    Row(
+        "Dropout p per unit",
+        per_unit,
+        (4, 2, 6),
+        (64, 2, 512),
+        {"mask": (4, 2, 6)},
+        p=PER_UNIT,
+        array=True,
+    ),
 ]
 
 
@@ -146,7 +209,15 @@ ROWS = DROPOUTS + CONNECTIONS
 KINDS = [
     replace(row, p=0.5)
     for row in ROWS
-    if row.name not in ("Dropout p=0.3", "Dropout2d", "DropConnect without bias")
+    if row.name
+    not in (
+        "Dropout p=0.3",
+        "Dropout2d",
+        "Dropout shared axis",
+        "Dropout unscaled",
+        "Dropout p per unit",
+        "DropConnect without bias",
+    )
 ]
 # For what is slower still, or hardly depends on the layer.
 FEW = [
@@ -157,8 +228,15 @@ FEW = [
 ]
 
 # These stand for the rest, unless a test says otherwise: a mask an element, one that is
-# shared over axes in the middle, held connections, and a state that moves.
-STAND = ("Dropout p=0.3", "Dropout2d NCHW", "DropConnect invariant", "DropConnect spiking")
+# shared over axes in the middle, rates that are an array, held connections, and a state
+# that moves.
+STAND = (
+    "Dropout p=0.3",
+    "Dropout2d NCHW",
+    "Dropout p per unit",
+    "DropConnect invariant",
+    "DropConnect spiking",
+)
 
 
 def every(rows, choose=lambda row: True, short=STAND):

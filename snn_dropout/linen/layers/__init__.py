@@ -1,10 +1,10 @@
 """Linen modules: merge flags, find or draw the mask, call one function, return."""
 
+from snn_dropout.linen.layers.channels import Dropout1d as Dropout1d
+from snn_dropout.linen.layers.channels import Dropout2d as Dropout2d
+from snn_dropout.linen.layers.channels import Dropout3d as Dropout3d
 from snn_dropout.linen.layers.dropconnect import DropConnectLinear as DropConnectLinear
 from snn_dropout.linen.layers.dropout import Dropout as Dropout
-from snn_dropout.linen.layers.dropout import Dropout1d as Dropout1d
-from snn_dropout.linen.layers.dropout import Dropout2d as Dropout2d
-from snn_dropout.linen.layers.dropout import Dropout3d as Dropout3d
 from snn_dropout.linen.layers.dropout import DropPath as DropPath
 
 __all__ = [

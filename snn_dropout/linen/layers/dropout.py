@@ -1,146 +1,17 @@
-"""Dropout whose mask is drawn once per simulation and held over all time steps."""
+"""Dropout of units and of examples, drawn once per simulation and held over all steps."""
 
-import abc
 import math
-from functools import partial
-from typing import ClassVar
+from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from snn_dropout._checks import layers as _checks
-from snn_dropout._checks import masks as _mask_checks
-from snn_dropout.functional.masks import (
-    apply_mask,
-    apply_stored_mask,
-    draw_mask_like,
-    fill_like,
-)
-from snn_dropout.linen._held import check_single_step, held, held_rate, note_sequence
-from snn_dropout.linen._scopes import check_whole
+from snn_dropout.functional._rates import Rate
+from snn_dropout.functional._shapes import example_mask_shape, unit_mask_shape
+from snn_dropout.linen.layers._held_dropout import HeldDropout
 
 
-class _HeldDropout(nn.Module, abc.ABC):
-    """What the layers share; each of them says which axes share one mask element."""
-
-    p: float = 0.5
-    step_mode: str = "s"
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-    state_collection: str = "state"
-
-    def __post_init__(self) -> None:
-        _mask_checks.check_probability(self.p)
-        _checks.check_step_mode(self.step_mode)
-        _checks.check_deterministic(self.deterministic)
-        super().__post_init__()
-
-    def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
-        """Drops elements of ``x``, the same at every time step.
-
-        Args:
-          x: one step ``[N, ...]`` where ``step_mode`` is ``'s'``, all steps
-            ``[T, N, ...]`` where it is ``'m'``.
-          deterministic: True for inference (returns ``x``), False for training;
-            given here or as the field, not both.
-
-        Returns:
-          An array of the shape of ``x``.
-
-        Raises:
-          ValueError: the rank is wrong, the stored mask does not fit, or
-            ``deterministic`` is given twice or not at all.
-          RuntimeError: the layer is called alone, or the mask can not be stored, see
-            ``snn_dropout.linen.state``.
-          flax.errors.InvalidRngError: the stream ``rng_collection`` is missing.
-        """
-        if self.step_mode == "m":
-            return self.multi_step_forward(x, deterministic)
-        return self.single_step_forward(x, deterministic)
-
-    def single_step_forward(
-        self, x: jax.Array, deterministic: bool | None = None
-    ) -> jax.Array:
-        """Runs one step ``[N, ...]``, whatever ``step_mode`` is; see ``__call__``."""
-        return self._forward(x, deterministic, "s")
-
-    def multi_step_forward(
-        self, x_seq: jax.Array, deterministic: bool | None = None
-    ) -> jax.Array:
-        """Runs all steps ``[T, N, ...]``, whatever ``step_mode`` is; see ``__call__``."""
-        return self._forward(x_seq, deterministic, "m")
-
-    def create_mask(self, x: jax.Array) -> jax.Array:
-        """Finds the mask of the simulation, or draws and stores it.
-
-        Args:
-          x: one step's input ``[N, ...]``; only its shape and sharding are read.
-
-        Returns:
-          The mask, bool; all True where this layer drops nothing (during
-          ``init``, where the field ``deterministic`` is True, where ``p`` is 0).
-        """
-        self._check_rank(x, "s")
-        if self._drops_nothing(bool(self.deterministic)):
-            return jnp.ones(self._mask_shape(x.shape), bool)
-        return self._held_mask(x, "s")[0]
-
-    def _forward(
-        self, x: jax.Array, deterministic: bool | None, step_mode: str
-    ) -> jax.Array:
-        _checks.check_bound(type(self).__name__, self.scope)
-        if step_mode == "m":
-            check_whole(self)
-        deterministic = self._merge_deterministic(deterministic)
-        self._check_rank(x, step_mode)
-        if step_mode == "m":
-            note_sequence(self, x)
-        if self._drops_nothing(deterministic):
-            return x
-        mask, mask_p = self._held_mask(x, step_mode)
-        if mask_p is None:
-            return apply_mask(x, mask, self.p)
-        return apply_stored_mask(x, mask, mask_p, self.p)
-
-    def _merge_deterministic(self, deterministic: bool | None) -> bool:
-        # A method of its own, so that Monte-Carlo dropout can intercept it.
-        return _checks.merge_deterministic(
-            type(self).__name__, self.deterministic, deterministic
-        )
-
-    def _drops_nothing(self, deterministic: bool) -> bool:
-        return deterministic or self.p == 0 or self.is_initializing()
-
-    def _held_mask(
-        self, x: jax.Array, step_mode: str
-    ) -> tuple[jax.Array, jax.Array | None]:
-        whole = step_mode == "m"
-        shape = self._mask_shape(x.shape[1:] if whole else x.shape)
-        drawn = not self.has_variable(self.state_collection, "mask")
-        if drawn and not whole:
-            check_single_step(self, x.shape)
-        mask = held(
-            self,
-            "mask",
-            shape,
-            jnp.bool_,
-            lambda key: draw_mask_like(key, x, shape, self.p),
-            whole_simulation=whole,
-        )
-        fill = partial(fill_like, mask, self.p)
-        return mask, held_rate(self, mask, fill, drawn=drawn)
-
-    @abc.abstractmethod
-    def _check_rank(self, x: jax.Array, step_mode: str) -> None:
-        """Raises unless the layer takes the rank of ``x`` in ``step_mode``."""
-
-    @abc.abstractmethod
-    def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of the mask for one step's input."""
-
-
-class Dropout(_HeldDropout):
+class Dropout(HeldDropout):
     """Drops units: one mask element per unit, held over the simulation.
 
     ``y[t] = where(mask, x[t], 0) / (1 - p)``,   ``mask ~ Bernoulli(1 - p)``, once
@@ -150,6 +21,13 @@ class Dropout(_HeldDropout):
     ``"state"`` carries both from call to call, so another ``p`` counts from the next
     simulation on; in mode ``'m'`` one call is the whole simulation. See
     ``snn_dropout.linen.state``.
+
+    ``p`` may be an array, traced or not, of one number or one a unit: a schedule is then
+    one compiled program for all its values. It counts as float32 and is a constant for
+    gradients (that of ``p`` is 0). A known array out of [0, 1] raises as a number does;
+    a traced one can not: it is clipped, which ``checkify.float_checks`` reports, and
+    a NaN drops all and makes what is scaled NaN. Only a static 0 draws and stores
+    nothing.
 
     Example::
 
@@ -163,23 +41,37 @@ class Dropout(_HeldDropout):
       True
 
     Attributes:
-      p: the probability of being dropped, a static number in [0, 1].
+      p: the probability of being dropped in [0, 1]: a static number, or an array that
+        broadcasts to the mask.
       step_mode: ``'s'`` for one step ``[N, ...]``, ``'m'`` for all ``[T, N, ...]``.
       deterministic: True for inference, False for training; field or argument.
       rng_collection: the RNG stream the mask is drawn from.
       state_collection: the collection the mask is stored in.
+      broadcast_dims: the axes of one step's input, without ``T`` in either mode, that
+        share one mask element; the mask is 1 along them. With 0 all examples share it,
+        and none can be restarted alone, see :func:`reset_rows`.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training; without,
+        spikes stay 0 and 1, and ``E[y] = (1 - p) x`` there, but ``x`` in inference.
 
     Source: Lee et al. 2020 (arXiv 1903.06379); SpikingJelly's ``layer.Dropout``.
     """
+
+    broadcast_dims: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        dims = _checks.check_broadcast_dims(self.broadcast_dims)
+        object.__setattr__(self, "broadcast_dims", dims)
+        super().__post_init__()
 
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
         _checks.check_rank("Dropout", x, step_mode, "N, ...", 0, math.inf)
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return step_shape
+        return unit_mask_shape(step_shape, self.broadcast_dims)
 
 
-class DropPath(_HeldDropout):
+class DropPath(HeldDropout):
     """Drops whole examples (stochastic depth): one mask element per example.
 
     ``y[t, n] = where(mask[n], x[t, n], 0) / (1 - p)``
@@ -202,136 +94,23 @@ class DropPath(_HeldDropout):
       (2, 1, 1, 1)
 
     Attributes:
-      p: the probability that an example loses the branch, a static number in [0, 1].
+      p: the probability that an example loses the branch, in [0, 1]: a static number, or
+        an array of one, or of ``[N, 1, ...]``, see :class:`Dropout`.
       step_mode: ``'s'`` for one step ``[N, F, ...]``, ``'m'`` for all ``[T, N, F, ...]``.
       deterministic: True for inference, False for training; field or argument.
       rng_collection: the RNG stream the mask is drawn from.
       state_collection: the collection the mask is stored in.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training; without,
+        spikes stay 0 and 1, and ``E[y] = (1 - p) x`` there, but ``x`` in inference.
 
     Source: Huang et al. 2016, "Deep networks with stochastic depth".
     """
 
-    p: float = 0.2
+    p: Rate = 0.2
 
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
         _checks.check_rank("DropPath", x, step_mode, "N, ...", 1, math.inf)
         _checks.check_has_examples("DropPath", x, step_mode)
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return step_shape[:1] + (1,) * (len(step_shape) - 1)
-
-
-class _HeldChannelDropout(_HeldDropout):
-    """What the layers share that drop whole channels; each names its space axes."""
-
-    p: float = 0.2
-    channel_axis: int = -1
-    space: ClassVar[tuple[str, ...]]
-
-    def __post_init__(self) -> None:
-        _checks.check_channel_axis(self.channel_axis, 2 + len(self.space))
-        super().__post_init__()
-
-    def _check_rank(self, x: jax.Array, step_mode: str) -> None:
-        axes = ["N", *self.space]
-        axes.insert(self._channel_index(), "C")
-        _checks.check_rank(
-            type(self).__name__, x, step_mode, ", ".join(axes), len(axes), len(axes)
-        )
-
-    def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        kept_axes = (0, self._channel_index())
-        return tuple(n if i in kept_axes else 1 for i, n in enumerate(step_shape))
-
-    def _channel_index(self) -> int:
-        return self.channel_axis % (2 + len(self.space))
-
-
-class Dropout1d(_HeldChannelDropout):
-    """Drops whole channels of ``[N, L, C]``, held over the simulation.
-
-    ``y[t, n, ..., c] = where(mask[n, c], x[t, n, ..., c], 0) / (1 - p)``
-
-    Example::
-
-      >>> import jax, jax.numpy as jnp
-      >>> import snn_dropout as sd
-      >>> layer = sd.Dropout1d(p=0.2, step_mode='m')
-      >>> x_seq = jnp.ones((4, 2, 16, 3))                     # [T, N, L, C]
-      >>> y_seq, updated = layer.apply({}, x_seq, deterministic=False, mutable=['state'],
-      ...                              rngs={'dropout': jax.random.key(0)})
-      >>> updated['state']['mask'].shape
-      (2, 1, 3)
-
-    Attributes:
-      p: the probability that a channel is dropped, a static number in [0, 1].
-      step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
-      deterministic: True for inference, False for training; field or argument.
-      rng_collection: the RNG stream the mask is drawn from.
-      state_collection: the collection the mask is stored in.
-      channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, L]``.
-
-    Source: Tompson et al. 2015; ``torch.nn.Dropout1d``, with the mask held.
-    """
-
-    space: ClassVar[tuple[str, ...]] = ("L",)
-
-
-class Dropout2d(_HeldChannelDropout):
-    """Drops whole channels of ``[N, H, W, C]``, held over the simulation.
-
-    ``y[t, n, ..., c] = where(mask[n, c], x[t, n, ..., c], 0) / (1 - p)``
-
-    Example::
-
-      >>> import jax, jax.numpy as jnp
-      >>> import snn_dropout as sd
-      >>> layer = sd.Dropout2d(p=0.2, step_mode='m')
-      >>> x_seq = jnp.ones((4, 2, 8, 8, 3))                     # [T, N, H, W, C]
-      >>> y_seq, updated = layer.apply({}, x_seq, deterministic=False, mutable=['state'],
-      ...                              rngs={'dropout': jax.random.key(0)})
-      >>> updated['state']['mask'].shape
-      (2, 1, 1, 3)
-
-    Attributes:
-      p: the probability that a channel is dropped, a static number in [0, 1].
-      step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
-      deterministic: True for inference, False for training; field or argument.
-      rng_collection: the RNG stream the mask is drawn from.
-      state_collection: the collection the mask is stored in.
-      channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, H, W]``.
-
-    Source: SpikingJelly's ``layer.Dropout2d``.
-    """
-
-    space: ClassVar[tuple[str, ...]] = ("H", "W")
-
-
-class Dropout3d(_HeldChannelDropout):
-    """Drops whole channels of ``[N, D, H, W, C]``, held over the simulation.
-
-    ``y[t, n, ..., c] = where(mask[n, c], x[t, n, ..., c], 0) / (1 - p)``
-
-    Example::
-
-      >>> import jax, jax.numpy as jnp
-      >>> import snn_dropout as sd
-      >>> layer = sd.Dropout3d(p=0.2, step_mode='m')
-      >>> x_seq = jnp.ones((4, 2, 4, 8, 8, 3))                     # [T, N, D, H, W, C]
-      >>> y_seq, updated = layer.apply({}, x_seq, deterministic=False, mutable=['state'],
-      ...                              rngs={'dropout': jax.random.key(0)})
-      >>> updated['state']['mask'].shape
-      (2, 1, 1, 1, 3)
-
-    Attributes:
-      p: the probability that a channel is dropped, a static number in [0, 1].
-      step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
-      deterministic: True for inference, False for training; field or argument.
-      rng_collection: the RNG stream the mask is drawn from.
-      state_collection: the collection the mask is stored in.
-      channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, D, H, W]``.
-
-    Source: Tompson et al. 2015; ``torch.nn.Dropout3d``, with the mask held.
-    """
-
-    space: ClassVar[tuple[str, ...]] = ("D", "H", "W")
+        return example_mask_shape(step_shape)
