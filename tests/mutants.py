@@ -614,7 +614,7 @@ MUTANTS = [
     ),
     Mutant(
         "a simulation starts from what init makes of the last step",
-        "linen/_simulation.py",
+        "functional/_sequences.py",
         "jax.lax.dynamic_index_in_dim(x, 0, keepdims=False)",
         "jax.lax.dynamic_index_in_dim(x, -1, keepdims=False)",
         "test_time.py::test_what_init_makes_is_that_of_the_first_step",
@@ -699,7 +699,7 @@ MUTANTS = [
     ),
     Mutant(
         "scores of half precision are not widened",
-        "linen/uncertainty.py",
+        "functional/_uncertainty.py",
         "    scores = scores.astype(jnp.float32)\n",
         "",
         "test_precision.py::test_scores_of_half_precision_are_averaged_wide",

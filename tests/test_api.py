@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "linen/reset": {"_checks", "linen/state"},
     "linen/_held": {"_checks", "functional", "linen/_surroundings", "linen/state"},
     "linen/_scopes": {"_checks", "linen/_held", "linen/_surroundings", "linen/state"},
-    "linen/_simulation": {"_checks", "linen/state", "linen/_scopes"},
+    "linen/_simulation": {"_checks", "functional", "linen/state", "linen/_scopes"},
     "linen/layers": {
         "_checks",
         "functional",
@@ -56,8 +56,20 @@ MAY_IMPORT = {
         "linen/_simulation",
         "linen/layers",
     },
-    "linen/time": {"_checks", "linen/_held", "linen/_scopes", "linen/_simulation"},
-    "linen/uncertainty": {"_checks", "linen/layers", "linen/state", "linen/time"},
+    "linen/time": {
+        "_checks",
+        "functional",
+        "linen/_held",
+        "linen/_scopes",
+        "linen/_simulation",
+    },
+    "linen/uncertainty": {
+        "_checks",
+        "functional",
+        "linen/layers",
+        "linen/state",
+        "linen/time",
+    },
 }
 
 
