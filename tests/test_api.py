@@ -70,6 +70,24 @@ MAY_IMPORT = {
         "linen/state",
         "linen/time",
     },
+    "nnx/_held": {"_checks", "functional"},
+    "nnx/_calls": {"_checks", "nnx/_held"},
+    "nnx/_engine": {"_checks", "functional", "nnx/_calls", "nnx/_held"},
+    "nnx/_copies": {"_checks", "nnx/_calls", "nnx/_engine"},
+    "nnx/_dropout": {"_checks", "functional", "nnx/_held"},
+    "nnx/layers": {"_checks", "nnx/_dropout"},
+    "nnx/dropconnect": {
+        "_checks",
+        "functional",
+        "nnx/_copies",
+        "nnx/_dropout",
+        "nnx/_engine",
+        "nnx/_held",
+    },
+    "nnx/masks": {"_checks", "functional", "nnx/_calls", "nnx/_engine", "nnx/_held"},
+    "nnx/simulation": {"_checks", "functional", "nnx/_calls", "nnx/_engine"},
+    "nnx/uncertainty": {"_checks", "functional", "nnx/_held", "nnx/simulation"},
+    "nnx/spyx": {"_checks", "nnx/_dropout", "nnx/_held"},
 }
 
 
