@@ -31,7 +31,7 @@ def check_model(model: Any, kind: type) -> None:
                 "`snn_dropout.simulate`"
             )
     raise TypeError(
-        f"`model` must be an NNX module with a `__call__`, got {given}; {remedy}."
+        f"`model` must be an NNX module with a `__call__`, but got {given}; {remedy}."
     )
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
 from tests import neurons
+from tests.depth import marked
 from tests.neurons import spike
 
 KEY = jax.random.key(5)
@@ -110,7 +111,8 @@ MODES = {"graph": (True, True), "no updates": (True, False), "tree": (False, Fal
 SWITCHES = ("nnx_graph_mode", "nnx_graph_updates")
 
 
-@pytest.fixture(params=MODES.values(), ids=MODES)
+# Elsewhere tests run in the mode that Flax starts in.
+@pytest.fixture(params=marked(MODES.values(), short=[MODES["tree"]]), ids=MODES)
 def mode(request):
     """Each of the modes of NNX, where the Flax at hand has the switches."""
     before = {name: getattr(flax.config, name, None) for name in SWITCHES}

@@ -32,9 +32,7 @@ def linen_run(row):
 
     @jax.jit
     def run(params, x_seq):
-        y_seq, updated = sd.simulate(
-            layer, {**variables, "params": params}, x_seq, **TRAIN
-        )
+        y_seq, updated = sd.simulate(layer, {**variables, "params": params}, x_seq, **TRAIN)
         return (y_seq**2 * jnp.arange(y_seq.size).reshape(y_seq.shape)).sum(), (
             y_seq,
             {name: updated["state"][name] for name in row.leaves},
@@ -129,8 +127,10 @@ def test_paths_are_written_as_linen_writes_them():
         if path[-1] != "mask":
             continue
         *above, last = map(str, path[:-1])
-        names = (above[0], f"layers_{last}") if above[0] == "sequential" else (
-            "_".join((*above, last)),
+        names = (
+            (above[0], f"layers_{last}")
+            if above[0] == "sequential"
+            else ("_".join((*above, last)),)
         )
         found[names] = mask
     expected = {
