@@ -92,7 +92,7 @@ def test_a_mask_that_somebody_put_there_is_applied_with_the_rate_at_hand():
 def test_masks_are_no_parameters_for_gradients_and_optimizers():
     model = drops()
     sdn.init_masks(model, X, key=KEY)
-    _, params, held = nnx.split(model, nnx.Param, ...)
+    _, _, held = nnx.split(model, nnx.Param, ...)
     assert {type(v) for _, v in nnx.to_flat_state(held)} == {sdn.HeldMask}
     grads = nnx.grad(lambda model: (model(X) ** 2).sum())(model)
     assert {path[-1] for path, _ in nnx.to_flat_state(grads)} == {"kernel", "bias"}
