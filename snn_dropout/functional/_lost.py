@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from snn_dropout.functional._masked import wide_dtype
 from snn_dropout.functional._sharding import batch_sharding, draw_sharded, vary_alike
 from snn_dropout.functional.bits import draw_bits
-from snn_dropout.functional.connections import masked_matmul, wide_dtype
+from snn_dropout.functional.connections import masked_matmul
 from snn_dropout.functional.masks import draw_mask
 
 Masks = tuple[jax.Array, jax.Array | None]

@@ -1,6 +1,8 @@
 """The second column of the table of layers: for each row of linen its twin for NNX."""
 
 import dataclasses
+import inspect
+import numbers
 
 import flax
 import flax.linen as nn
@@ -55,13 +57,37 @@ class Net(nnx.Module):
         return self.last(self.LIF_1(gain * self.Dense_1(x)))
 
 
-def twin(layer, params=None, **fields):
-    """The same layer for NNX, with the same parameters."""
-    own = {
+def fields_of(layer):
+    """The fields of a layer of linen that its twin takes, and whether those are all."""
+    kind = getattr(sdn, type(layer).__name__, None)
+    taken = {
+        name
+        for base in (kind.__mro__ if kind else ())
+        if "__init__" in vars(base)
+        for name in inspect.signature(base.__init__).parameters
+    }
+    values = {
         field.name: getattr(layer, field.name)
         for field in dataclasses.fields(layer)
         if field.name not in ("parent", "name", "state_collection", "rng_collection")
     }
+    default = {
+        field.name: field.default
+        for field in dataclasses.fields(layer)
+        if field.name not in taken
+    }
+    others = [name for name in values.keys() & default if values[name] != default[name]]
+    complete = kind is not None and not others and isinstance(layer.p, numbers.Real)
+    return {name: values[name] for name in values.keys() & taken}, complete
+
+
+def has_twin(row):
+    return fields_of(row.layer())[1]
+
+
+def twin(layer, params=None, **fields):
+    """The same layer for NNX, with the same parameters."""
+    own, _ = fields_of(layer)
     own["deterministic"] = bool(own["deterministic"])
     own |= fields
     if isinstance(own.get("activation"), neurons.LIF):
