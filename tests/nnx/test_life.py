@@ -92,11 +92,12 @@ def test_monte_carlo_drops_whatever_the_call_says_and_nothing_else(step_mode):
         run = sdn.monte_carlo(model, X_SEQ, key=KEY, samples=2, step_mode=step_mode)
         return run.variance
 
-    assert (variance(model) > 0).any()
+    model.fresh.p = 0.0
+    assert (variance(model) > 0).any(), "masks are held, and others in each sample"
     np.testing.assert_array_equal(model.norm.mean.get_value(), averages)
     assert not model.drop.deterministic
     assert holds_nothing(model)
-    model.drop.p = 0.0
+    model.drop.p, model.fresh.p = 0.0, 0.5
     assert (variance(model) > 0).any(), "lost connections are new in each sample"
     model.fresh.p = 0.0
     np.testing.assert_allclose(variance(model), 0, atol=1e-12)
