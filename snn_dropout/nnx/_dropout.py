@@ -130,7 +130,7 @@ class HeldDropout(HoldingLayer):
             MASKS,
             ("mask", "mask_p"),
             shape,
-            lambda _, key_of: self._make(shadow, shape, key_of),
+            lambda layer, key_of: layer._make(shadow, shape, key_of),
         )
         name = type(self).__name__
         if "mask" in found:

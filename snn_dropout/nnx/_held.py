@@ -96,7 +96,10 @@ class HoldingLayer(nnx.Module):
 
 @dataclass(frozen=True)
 class Wish:
-    """What a layer would hold: its shape, and the function that makes it."""
+    """What a layer would hold: its shape, and the function that makes it.
+
+    The function is given the layer anew: the copy that a dry run called is full of tracers.
+    """
 
     shape: tuple[int, ...]
     make: Make

@@ -230,7 +230,10 @@ class DropConnectLinear(HoldingLayer):
         shape = (examples, self.in_features, packed_width(self.out_features))
         names = ("kernel_mask", "bias_mask") if self.use_bias else ("kernel_mask",)
         found = self._find(
-            MASKS, names, shape, lambda _, key_of: self._made(examples, sharding, key_of)
+            MASKS,
+            names,
+            shape,
+            lambda layer, key_of: layer._made(examples, sharding, key_of),
         )
         name = type(self).__name__
         if not found:

@@ -78,7 +78,7 @@ class Told(nnx.Module):
     def __call__(self, x, train=False):
         flag = {"deterministic": not train}
         x = self.drop(self.norm(x), **flag)
-        return self.theirs(self.fresh(x, **flag), **flag)
+        return self.theirs(self.fresh(x, **flag))
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])

@@ -324,3 +324,18 @@ def test_rows_restart_inside_of_a_stream():
         before = mask
     nnx.update(layer, last)
     np.testing.assert_array_equal(masks_of(layer)["mask",], before)
+
+
+def test_no_tracer_leaks_from_a_dry_run():
+    model = nnx.Sequential(
+        sdn.Dropout(0.5),
+        sdn.DropConnectLinear(
+            6, 4, invariant=True, activation=LIF(), samples_num=2, rngs=nnx.Rngs(0)
+        ),
+    )
+    with jax.checking_leaks():
+        sdn.init_masks(model, X_SEQ[0], key=KEY)
+        sdn.reset_masks(model)
+        model.eval()
+        with sdn.simulation(model, X_SEQ[0]):
+            model(X_SEQ[0])
