@@ -10,10 +10,13 @@ what the two dropouts do to the same spikes. From the root of the repository::
 
   python -m pip install -e '.[examples]'
   python examples/train_digits.py
+
+``train_digits_nnx.py`` is the same program with the network in Flax NNX.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,13 +117,15 @@ class Network(nn.Module):
         return nn.Dense(10, name="readout")(x)
 
 
-def init_params(model: Network, key: jax.Array) -> Any:
+@singledispatch
+def init_params(model: Any, key: jax.Array) -> Any:
     """Draws the first parameters."""
     return model.init(key, jnp.zeros((1, 64)), train=False)["params"]
 
 
+@singledispatch
 def run(
-    model: Network, params: Any, images: jax.Array, steps: int, **options: Any
+    model: Any, params: Any, images: jax.Array, steps: int, **options: Any
 ) -> tuple[jax.Array, Any]:
     """Simulates ``steps`` time steps of a constant input; averages the scores."""
     x_seq = jnp.broadcast_to(images, (steps, *images.shape))
@@ -130,7 +135,7 @@ def run(
 
 
 def train(
-    model: Network, digits: Digits, options: argparse.Namespace, progress: Callable[[], Any]
+    model: Any, digits: Digits, options: argparse.Namespace, progress: Callable[[], Any]
 ) -> tuple[Any, np.ndarray]:
     """Trains one model from all seeds at once; ``progress`` is called after each epoch.
 
@@ -177,7 +182,7 @@ def train(
 
 
 def record_spikes(
-    model: Network, params: Any, image: jax.Array, steps: int
+    model: Any, params: Any, image: jax.Array, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns where hidden layer 1 fired and what its dropout passed, ``[T, units]``."""
     rngs = {"dropout": jax.random.key(0)}
@@ -279,7 +284,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None,
+    network: Callable[[Any, float], Any] = Network,
+    kinds: Mapping[str, Any] = MODELS,
+) -> None:
     """Trains the three models, prints a table and writes the picture."""
     options = parse_options(argv)
     digits = load_data()
@@ -289,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"time steps: {options.steps}, p: {options.p}",
         flush=True,
     )
-    models = {name: Network(cls, options.p) for name, cls in MODELS.items()}
+    models = {name: network(cls, options.p) for name, cls in kinds.items()}
     params, accuracy = {}, {}
     # `disable=None` leaves the bar out where the output is a log.
     with tqdm(total=len(models) * options.epochs, unit="epoch", disable=None) as bar:

@@ -10,10 +10,14 @@ step averages itself away; here it is drawn once per simulation and held.
 * ``monte_carlo``: the uncertainty of many simulations, each under its own masks;
 * ``from_spikingjelly``, ``to_spikingjelly``: weights of ``DropConnectLinear``;
 * ``init_state``, ``reset_masks``, ``reset_rows``: the collection ``"state"``;
+* ``nnx``: the same layers and simulations for Flax NNX; imported when it is asked for;
 * ``functional``: the pure functions below, for any module system.
 
 Who creates, reads, replaces and drops a mask is said in ``snn_dropout.linen.state``.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from snn_dropout import functional as functional
 from snn_dropout.convert import from_spikingjelly as from_spikingjelly
@@ -30,6 +34,9 @@ from snn_dropout.linen import monte_carlo as monte_carlo
 from snn_dropout.linen import reset_masks as reset_masks
 from snn_dropout.linen import reset_rows as reset_rows
 from snn_dropout.linen import simulate as simulate
+
+if TYPE_CHECKING:
+    from snn_dropout import nnx as nnx
 
 __version__ = "0.1.0"
 
@@ -50,3 +57,11 @@ __all__ = [
     "simulate",
     "to_spikingjelly",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        # Who works with linen alone does not wait for it.
+        if name == "nnx":
+            return importlib.import_module("snn_dropout.nnx")
+        raise AttributeError(f"module 'snn_dropout' has no attribute {name!r}")

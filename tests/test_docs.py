@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import snn_dropout as sd
-from snn_dropout import functional
+from snn_dropout import functional, nnx
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {page.stem: page.read_text() for page in sorted(DOCS.glob("**/*.md"))}
@@ -39,4 +39,5 @@ def test_the_reference_has_every_public_name():
     named = re.findall(r"^::: snn_dropout\.(\S+)$", PAGES["reference"], re.MULTILINE)
     public = {name for name in sd.__all__ if name != "functional"}
     public |= {f"functional.{name}" for name in functional.__all__}
+    public |= {f"nnx.{name}" for name in nnx.__all__}
     assert sorted(named) == sorted({*public, "linen.uncertainty.Uncertainty"})

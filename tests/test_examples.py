@@ -373,3 +373,51 @@ def test_devices_that_can_not_share_a_batch_are_refused(parallel, monkeypatch):
     monkeypatch.setattr(parallel, "BATCH_SIZE", 90)
     with pytest.raises(SystemExit, match=r"90 images .* over 8 devices; make fewer"):
         parallel.main([])
+
+
+@pytest.fixture(scope="module")
+def in_nnx():
+    sys.path.insert(0, str(FOLDER))
+    yield load("train_digits_nnx")
+    sys.path.remove(str(FOLDER))
+
+
+def test_the_network_in_nnx_has_the_numbers_and_masks_of_linen(in_nnx):
+    linen = in_nnx.train_digits
+    images = linen.load_data().train_images[:8]
+    for name in ("no dropout", "one mask per simulation"):
+        models = (
+            linen.Network(linen.MODELS[name], 0.5),
+            in_nnx.Network(in_nnx.KINDS[name], 0.5),
+        )
+        found = []
+        for model in models:
+            params = linen.init_params(model, jax.random.key(3))
+
+            @jax.jit
+            def gradient(params, model=model):
+                def loss(params):
+                    rngs = {"dropout": jax.random.key(1)}
+                    scores, _ = linen.run(model, params, images, 3, rngs=rngs, train=True)
+                    return (scores**2).mean(), scores
+
+                return jax.value_and_grad(loss, has_aux=True)(params)
+
+            found.append(
+                (gradient(params), linen.record_spikes(model, params, images[0], 3))
+            )
+        chex.assert_trees_all_equal(*found)
+
+
+@pytest.mark.exhaustive
+def test_the_program_in_nnx_prints_the_rows_of_linen(in_nnx, tmp_path, capsys):
+    linen = in_nnx.train_digits
+    arguments = ["--epochs", "1", "--seeds", "1", "--steps", "2", "--output"]
+    linen.main([*arguments, str(tmp_path / "linen.png")])
+    linen.main([*arguments, str(tmp_path / "nnx.png")], in_nnx.Network, in_nnx.KINDS)
+    rows = re.findall(
+        r"^(\S.*?) {2,}(\d+\.\d+) \(one seed\)$", capsys.readouterr().out, re.M
+    )
+    assert [name for name, _ in rows] == [*NAMES, *NAMES]
+    assert rows[0] == rows[3]
+    assert rows[2] == rows[5]

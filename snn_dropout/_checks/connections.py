@@ -131,7 +131,7 @@ def check_activation(activation: Any) -> None:
     """Raises unless ``activation`` is None or a callable, and no class of modules."""
     if isinstance(activation, type):
         raise TypeError(
-            f"`activation` must be a function of one array, or an instance of a linen "
+            f"`activation` must be a function of one array, or an instance of a "
             f"module, but got the class {activation.__name__}; write for example "
             f"`activation={activation.__name__}()`."
         )

@@ -16,6 +16,7 @@ from snn_dropout._checks.time import (
     check_shape,
     check_time_axis,
 )
+from snn_dropout.functional._sequences import first_step
 from snn_dropout.linen._scopes import SOWN, PureStep
 from snn_dropout.linen.state import (
     Leaves,
@@ -305,17 +306,3 @@ def _without_samples(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _only(leaves: Leaves, collections: CollectionFilter) -> Leaves:
     return {path: leaf for path, leaf in leaves.items() if in_filter(collections, path[1])}
-
-
-def first_step(x_seq: Any) -> Any:
-    """Returns the input of the first step, zeros where there is no step."""
-
-    def first(x: jax.Array) -> jax.Array:
-        # A simulation of no steps still has a step's shape.
-        steps = x.shape[0]
-        if isinstance(steps, int) and steps == 0:
-            return jnp.zeros(x.shape[1:], x.dtype)
-        one: jax.Array = jax.lax.dynamic_index_in_dim(x, 0, keepdims=False)
-        return one
-
-    return jax.tree.map(first, x_seq)

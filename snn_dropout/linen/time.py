@@ -19,9 +19,10 @@ from snn_dropout._checks.time import (
     check_no_method,
     check_time_axis,
 )
+from snn_dropout.functional._sequences import first_step
 from snn_dropout.linen._held import note_sequence
 from snn_dropout.linen._scopes import check_whole, in_place
-from snn_dropout.linen._simulation import first_step, lift, over_time
+from snn_dropout.linen._simulation import lift, over_time
 
 
 class MultiStep(nn.Module):

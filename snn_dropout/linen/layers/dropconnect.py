@@ -17,6 +17,7 @@ from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
 from snn_dropout.functional._averages import standard_deviation
 from snn_dropout.functional._masked import wide_dtype
+from snn_dropout.functional._sequences import first_step
 from snn_dropout.functional._sharding import batch_sharding, draw_sharded, vary_alike
 from snn_dropout.functional.bits import draw_bits, packed_width
 from snn_dropout.functional.connections import masked_matmul
@@ -31,7 +32,6 @@ from snn_dropout.linen._held import fresh_key, held, note_sequence, path_of
 from snn_dropout.linen._scopes import check_whole
 from snn_dropout.linen._simulation import (
     first_samples,
-    first_step,
     lift,
     over_time,
     sampled_over_time,

@@ -1,0 +1,327 @@
+"""A linear layer for Flax NNX that loses connections, per example and held if asked to."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from flax.typing import Dtype, Initializer
+from jax.sharding import NamedSharding
+
+from snn_dropout._checks import connections as _connection_checks
+from snn_dropout._checks import layers as _checks
+from snn_dropout._checks import nnx as _nnx_checks
+from snn_dropout._checks.masks import check_probability
+from snn_dropout.functional._averages import standard_deviation
+from snn_dropout.functional._lost import Masks, draw_connections, lose_connections
+from snn_dropout.functional._sharding import batch_sharding
+from snn_dropout.functional.bits import packed_width
+from snn_dropout.functional.expectation import (
+    check_expectation,
+    expected_activation,
+    moments,
+    sampled_activation,
+)
+from snn_dropout.functional.keys import mask_key
+from snn_dropout.nnx._copies import average_of_copies, first_copies, renewed_copies
+from snn_dropout.nnx._dropout import Streams
+from snn_dropout.nnx._engine import call_over_time
+from snn_dropout.nnx._held import (
+    MASKS,
+    SAMPLES,
+    HeldMask,
+    HoldingLayer,
+    KeyOf,
+    NeuronCopies,
+    Values,
+    fresh_key,
+)
+
+_third = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class DropConnectLinear(HoldingLayer):
+    """Loses connections of a linear layer, a mask per example, the bias included.
+
+    Training, for example ``n`` (no scale ``1 / (1 - p)``)::
+
+      y[n, o] = activation(sum_i M[n, i, o] K[i, o] x[n, i] + Mb[n, o] b[o])
+      M, Mb ~ Bernoulli(1 - p)
+
+    Inference, the average of the activation over a Gaussian of the same moments::
+
+      y = E[activation(z)],  z ~ N(mean, variance)
+      mean = (1 - p) (x K + b),  variance = p (1 - p) (x^2 K^2 + b^2)
+
+    With ``invariant=False`` the masks are new at every step, from the stream of the layer;
+    with ``invariant=True`` they are those of the simulation: ``kernel_mask``, one bit a
+    connection, and ``bias_mask``, for equal names and key those of
+    ``snn_dropout.DropConnectLinear``, bit for bit. ``p=0`` is ``nnx.Linear``.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> import snn_dropout.nnx as sdn
+      >>> layer = sdn.DropConnectLinear(4, 3, p=0.5, invariant=True, rngs=nnx.Rngs(0))
+      >>> y_seq = sdn.simulate(layer, jnp.ones((5, 2, 4)), key=jax.random.key(1))
+      >>> y_seq.shape                                                 # [T, N, O]
+      (5, 2, 3)
+
+    Args:
+      in_features: ``I``.
+      out_features: ``O``.
+      use_bias: whether there is a bias, whose elements are lost like connections.
+      p: the probability that a connection is dropped, a static number in [0, 1].
+      samples_num: Gaussian samples of one output in sampled inference.
+      invariant: whether the masks are held over the simulation.
+      activation: None, a callable on arrays, or an NNX module (a spiking neuron, say),
+        which is stepped through time.
+      step_mode: ``'s'`` for one step ``[N, I]``, ``'m'`` for all ``[T, N, I]``.
+      deterministic: True for inference, False for training; ``model.eval()`` and
+        ``model.train()`` set it.
+      kernel_init: of the kernel ``[I, O]``; by default U(-1/sqrt(I), 1/sqrt(I)).
+      bias_init: of the bias ``[O]``; None is the same uniform distribution.
+      dtype: of the computation; by default that of input and parameters together.
+      param_dtype: of the parameters.
+      inference: ``'sample'`` averages ``samples_num`` draws, whose standard normals the
+        examples of a batch share; ``'analytic'`` is the exact expectation, of an
+        elementwise activation.
+      rng_collection: the stream of ``rngs`` for samples, and for masks that are new at each
+        step or drawn outside of a simulation.
+      rngs: an ``nnx.Rngs`` for the parameters, of which the layer forks its stream.
+
+    Source: Wan et al. 2013, "Regularization of neural networks using DropConnect";
+    SpikingJelly's ``layer.DropConnectLinear``.
+    """
+
+    kernel_mask: HeldMask | None
+    bias_mask: HeldMask | None
+    samples: NeuronCopies | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        p: float = 0.5,
+        samples_num: int = 1024,
+        invariant: bool = False,
+        activation: Callable[[jax.Array], jax.Array] | nnx.Module | None = jax.nn.relu,
+        step_mode: str = "s",
+        deterministic: bool | None = False,
+        kernel_init: Initializer = _third,
+        bias_init: Initializer | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        inference: str = "sample",
+        rng_collection: str = "dropout",
+        rngs: nnx.Rngs,
+    ) -> None:
+        check_probability(p)
+        _checks.check_step_mode(step_mode)
+        _checks.check_deterministic(deterministic)
+        counts = {"in_features": in_features, "out_features": out_features}
+        for name, count in {**counts, "samples_num": samples_num}.items():
+            _connection_checks.check_count(name, count)
+        _connection_checks.check_activation(activation)
+        _connection_checks.check_inference(inference, isinstance(activation, nnx.Module))
+        _nnx_checks.check_rngs(rngs, (nnx.Rngs,))
+        shape = (in_features, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.bias: nnx.Param[jax.Array] | None = nnx.data(None)
+        if use_bias:
+            init = bias_init or _uniform(in_features**-0.5)
+            self.bias = nnx.Param(init(rngs.params(), shape[1:], param_dtype))
+        self.in_features = in_features
+        self.out_features = out_features
+        self.use_bias = use_bias
+        self.p = p
+        self.samples_num = samples_num
+        self.invariant = invariant
+        self.activation = activation
+        self.step_mode = step_mode
+        self.deterministic = deterministic
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.inference = inference
+        self.rng_collection = rng_collection
+        has_stream = rng_collection in rngs or "default" in rngs
+        self.rngs = rngs[rng_collection].fork() if has_stream else nnx.data(None)
+        self.kernel_mask = nnx.data(None)
+        self.bias_mask = nnx.data(None)
+        self.samples = nnx.data(None)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        deterministic: bool | None = None,
+        rngs: Streams | jax.Array | None = None,
+    ) -> jax.Array:
+        """Applies the layer.
+
+        Args:
+          x: one step ``[N, I]`` where ``step_mode`` is ``'s'``, all steps
+            ``[T, N, I]`` where it is ``'m'``.
+          deterministic: True for inference, False for training; it comes before the
+            attribute.
+          rngs: what samples and fresh masks are drawn from, an ``nnx.Rngs``, a stream or a
+            key; it comes before the attribute.
+
+        Returns:
+          ``[N, O]`` or ``[T, N, O]``.
+
+        Raises:
+          RuntimeError: mode ``'s'`` in training without the masks that it should hold.
+          TypeError: the input is complex.
+          ValueError: the rank or ``in_features`` is wrong, a mask does not fit, a stream is
+            missing, or the activation has no exact expectation and ``inference`` asks for
+            it.
+        """
+        whole = self.step_mode == "m"
+        if whole:
+            self._check_whole()
+        deterministic = _nnx_checks.choose_deterministic(
+            type(self).__name__, self.deterministic, deterministic
+        )
+        _checks.check_rank("DropConnectLinear", x, self.step_mode, "N, I", 2, 2)
+        _connection_checks.check_features(x, self.in_features)
+        self._note(x, self.step_mode)
+        y_seq = self._forward(
+            x if whole else x[None], deterministic and not self._always_drops, rngs
+        )
+        return y_seq if whole else y_seq[0]
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Sets what ``nnx.view`` sets.
+
+        Args:
+          deterministic: if True, the layer is in inference.
+        """
+        self._set_view(deterministic)
+
+    def _forward(self, x_seq: jax.Array, deterministic: bool, rngs: Any) -> jax.Array:
+        bias = None if self.bias is None else self.bias.get_value()
+        x_seq, kernel, bias = promote_dtype(
+            (x_seq, self.kernel.get_value(), bias), dtype=self.dtype
+        )
+        if self.p == 0:
+            z_seq = x_seq @ kernel
+            return self._activate(z_seq if bias is None else z_seq + _row(bias, z_seq.ndim))
+        if deterministic:
+            mean, variance = moments(x_seq, kernel, bias, self.p)
+            return self._infer(mean, variance, kernel.dtype, rngs).astype(kernel.dtype)
+        if self.inference == "analytic" and self._recorder is not None:
+            check_expectation(self.activation, x_seq @ kernel)
+
+        def masks(examples: int, sharding: NamedSharding | None) -> Masks:
+            return self._masks(examples, sharding, rngs)
+
+        z_seq = lose_connections(x_seq, kernel, bias, masks, invariant=self.invariant)
+        return self._activate(z_seq)
+
+    def _masks(self, examples: int, sharding: NamedSharding | None, rngs: Any) -> Masks:
+        if not self.invariant:
+            return self._draw(examples, sharding, self._fresh(rngs, "the masks"))
+        shape = (examples, self.in_features, packed_width(self.out_features))
+        names = ("kernel_mask", "bias_mask") if self.use_bias else ("kernel_mask",)
+        found = self._find(
+            MASKS,
+            names,
+            shape,
+            lambda layer, key_of: layer._made(examples, sharding, key_of),
+        )
+        name = type(self).__name__
+        if not found:
+            if self.step_mode == "s":
+                _nnx_checks.refuse_no_mask(name, "kernel_mask")
+            return self._draw(examples, sharding, self._fresh(rngs, "the masks"))
+        for one in names:
+            if one not in found:
+                _nnx_checks.refuse_lone(name, next(iter(found)), one)
+        kernel_mask, bias_mask = found["kernel_mask"], found.get("bias_mask")
+        _nnx_checks.check_held_mask(name, "kernel_mask", kernel_mask, shape, jnp.uint32)
+        if bias_mask is not None:
+            rows = (examples, self.out_features)
+            _nnx_checks.check_held_mask(name, "bias_mask", bias_mask, rows, jnp.bool_)
+        return kernel_mask, bias_mask
+
+    def _draw(self, examples: int, sharding: NamedSharding | None, key_of: KeyOf) -> Masks:
+        shape = (examples, self.in_features, self.out_features)
+        return draw_connections(key_of, shape, self.p, self.use_bias, sharding)
+
+    def _made(self, examples: int, sharding: NamedSharding | None, key_of: KeyOf) -> Values:
+        kernel_mask, bias_mask = self._draw(examples, sharding, key_of)
+        values = {"kernel_mask": kernel_mask}
+        return values if bias_mask is None else {**values, "bias_mask": bias_mask}
+
+    def _renewed(self, key_of: KeyOf) -> Values:
+        values: Values = {}
+        if self.kernel_mask is not None:
+            held = self.kernel_mask.get_value()
+            values |= self._made(held.shape[0], batch_sharding(held), key_of)
+        if self.samples is not None:
+            held = self.samples.get_value()
+            values[SAMPLES] = renewed_copies(self.activation, held, self.samples_num)
+        return values
+
+    def _fresh(self, rngs: Any, what: str) -> KeyOf:
+        key = fresh_key(self, rngs, what)
+        return lambda name: mask_key(key, (), name)
+
+    def _activate(self, z_seq: jax.Array) -> jax.Array:
+        if self.activation is None:
+            return z_seq
+        if not isinstance(self.activation, nnx.Module):
+            result: jax.Array = self.activation(z_seq)
+            return result
+        if self.step_mode == "s":
+            y: jax.Array = self.activation(z_seq[0])
+            return y[None]
+        y_seq: jax.Array = call_over_time(self.activation, z_seq)
+        return y_seq
+
+    def _infer(
+        self, mean: jax.Array, variance: jax.Array, dtype: Any, rngs: Any
+    ) -> jax.Array:
+        if self.inference == "analytic":
+            return expected_activation(self.activation, mean, variance)
+        key = fresh_key(self, rngs, "the samples (`inference='analytic'` takes no key)")
+        if not isinstance(self.activation, nnx.Module):
+            return sampled_activation(
+                key, self.activation, mean, variance, self.samples_num
+            )
+        z = jax.ShapeDtypeStruct(mean.shape[1:], dtype)
+
+        def make(layer: DropConnectLinear, _: KeyOf) -> Values:
+            return {SAMPLES: first_copies(layer.activation, z, layer.samples_num)}
+
+        found = self._find(SAMPLES, (SAMPLES,), z.shape, make)
+        if not found and self.step_mode == "s":
+            _nnx_checks.refuse_no_copies(type(self).__name__)
+        y_seq, copies = average_of_copies(
+            self.activation,
+            found.get(SAMPLES),
+            key,
+            mean.astype(dtype),
+            standard_deviation(variance).astype(dtype),
+            self.samples_num,
+        )
+        if self.samples is not None:
+            self.samples.set_value(copies)
+        return y_seq
+
+
+def _uniform(bound: float) -> Initializer:
+    def init(key: jax.Array, shape: Any, dtype: Any, *_: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _row(bias: jax.Array, ndim: int) -> jax.Array:
+    return bias.reshape((1,) * (ndim - 1) + (-1,))
