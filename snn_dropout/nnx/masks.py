@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from snn_dropout._checks import nnx as _nnx_checks
-from snn_dropout._checks.state import check_rows
+from snn_dropout._checks.rows import check_rows
 from snn_dropout.functional.keys import mask_key
 from snn_dropout.nnx._calls import Held, PureCall
 from snn_dropout.nnx._engine import drop, dry_run, make_held, put

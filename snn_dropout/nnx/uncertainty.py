@@ -7,8 +7,8 @@ from flax import nnx
 
 from snn_dropout._checks import nnx as _nnx_checks
 from snn_dropout._checks.connections import check_count
-from snn_dropout._checks.layers import check_step_mode
-from snn_dropout._checks.time import check_flag, check_time_axis
+from snn_dropout._checks.layers import check_flag, check_step_mode
+from snn_dropout._checks.time import check_time_axis
 from snn_dropout.functional._uncertainty import (
     Scores,
     Uncertainty,
