@@ -825,6 +825,101 @@ MUTANTS = [
         "test_shared_axes.py::test_a_stored_mask_is_not_scaled_either_and_each_layer_scales_as_"
         "it_says",
     ),
+    # Any module with lost connections, and tokens.
+    Mutant(
+        "a wrapped module is not scaled",
+        "functional/parameters.py",
+        "        return apply_mask(parameter, mask, p)",
+        "        return parameter * mask",
+        "test_wrapper.py::test_the_mean_over_masks_is_the_module_in_inference",
+    ),
+    Mutant(
+        "a wrapped module has the scale of the wrapper that reads its masks",
+        "linen/layers/wrapper.py",
+        "        return lose_connections(parameter, words, mask_p, self.p)",
+        "        return lose_connections(parameter, words, None, self.p)",
+        "test_wrapper.py::test_a_simulation_keeps_the_masks_and_the_p_that_it_started_with",
+    ),
+    Mutant(
+        "a wrapped module keeps what it writes to itself",
+        "linen/_parameters.py",
+        "        _write(top, copy)",
+        "        pass",
+        "test_wrapper.py::test_everything_else_is_as_in_the_module_by_itself",
+    ),
+    Mutant(
+        "a wrapped module writes back what it only reads",
+        "linen/_parameters.py",
+        "            if name not in before or not _same(before[name], value):",
+        "            if True:",
+        "test_wrapper.py::test_a_mask_born_inside_a_raw_transform_raises_and_a_stored_one_is_"
+        "read",
+    ),
+    Mutant(
+        "a wrapper adds a name to the path",
+        "linen/layers/wrapper.py",
+        "            bind(module, scope.rewound())",
+        "            pass",
+        "test_wrapper.py::test_a_module_runs_with_its_kernels_masked_and_gradients_reach_"
+        "those_that_are_kept",
+    ),
+    Mutant(
+        "masked kernels are taken for those of a stack",
+        "linen/_surroundings.py",
+        "    while _ORIGINAL in vars(root):",
+        "    while False:",
+        "test_wrapper.py::test_a_dropout_inside_of_a_wrapped_cell_sees_the_scan_around_it",
+    ),
+    Mutant(
+        "Monte-Carlo leaves out wrapped modules",
+        "linen/uncertainty.py",
+        "(_HeldDropout, DropConnect, DropConnectLinear)",
+        "(_HeldDropout, DropConnectLinear)",
+        "test_wrapper.py::test_resets_and_monte_carlo_know_the_masks_and_no_leaf_of_a_neuron",
+    ),
+    Mutant(
+        "a parameter may lose connections twice",
+        "linen/_parameters.py",
+        "flags={**top.flags, LOST: top.flags.get(LOST, frozenset()) | lost},",
+        "flags=top.flags,",
+        "test_wrapper.py::test_a_parameter_loses_connections_once",
+    ),
+    Mutant(
+        "two wrappers around one instance pass",
+        "linen/layers/wrapper.py",
+        "            if module is self.module and other != where:",
+        "            if False:",
+        "test_wrapper.py::test_two_wrappers_around_one_instance_raise",
+    ),
+    Mutant(
+        "the flag of a call is kept from the wrapped module",
+        "linen/layers/wrapper.py",
+        '            kwargs["deterministic"] = deterministic',
+        "            pass",
+        "test_wrapper.py::test_deterministic_is_handed_on_to_a_module_whose_call_names_it",
+    ),
+    Mutant(
+        "a kernel that is split over devices meets a mask that is not",
+        "functional/parameters.py",
+        "    if sharding.mesh.explicit_axes:",
+        "    if False:",
+        "test_wrapper.py::test_a_kernel_that_is_split_over_devices",
+    ),
+    Mutant(
+        "an inference of tokens draws for each of them",
+        "linen/layers/_activation.py",
+        "    rows = (mean.shape[0], -1, mean.shape[-1])",
+        "    rows = (-1, mean.shape[1], mean.shape[-1])",
+        "test_tokens.py::test_in_inference_tokens_are_as_examples_of_their_own",
+    ),
+    Mutant(
+        "a whole sequence is taken for tokens in silence",
+        "linen/layers/dropconnect.py",
+        "        if len(shape) > 2 and not stored:",
+        "        if False:",
+        "test_tokens.py::test_a_whole_sequence_that_is_taken_for_tokens_raises_where_it_can_"
+        "be_seen",
+    ),
     # Leaves, streams, meshes.
     Mutant(
         "rows of another dtype are taken",
