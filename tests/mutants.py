@@ -899,13 +899,6 @@ MUTANTS = [
         "test_wrapper.py::test_deterministic_is_handed_on_to_a_module_whose_call_names_it",
     ),
     Mutant(
-        "a kernel that is split over devices meets a mask that is not",
-        "functional/parameters.py",
-        "    if sharding.mesh.explicit_axes:",
-        "    if False:",
-        "test_wrapper.py::test_a_kernel_that_is_split_over_devices",
-    ),
-    Mutant(
         "an inference of tokens draws for each of them",
         "linen/layers/_activation.py",
         "    rows = (mean.shape[0], -1, mean.shape[-1])",

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import reshard
 
 from snn_dropout._checks.parameters import check_any_chosen, check_choice, check_is_float
 from snn_dropout.functional.bits import packed_width, unpack_bits
@@ -77,9 +76,6 @@ def _lose(
     parameter: jax.Array, words: jax.Array, mask_p: jax.Array | None, p: float
 ) -> jax.Array:
     mask = unpack_bits(words, mask_shape(parameter)[-1]).reshape(parameter.shape)
-    sharding = jax.typeof(parameter).sharding
-    if sharding.mesh.explicit_axes:
-        mask = reshard(mask, sharding)
     if mask_p is None:
         return apply_mask(parameter, mask, p)
     return apply_stored_mask(parameter, mask, mask_p.reshape(()), p)

@@ -197,8 +197,8 @@ def sampled_over_time(
 
     def step(leaves: Leaves, inputs: Any) -> tuple[Leaves, jax.Array]:
         time_step, key, mean, deviation = inputs
-        ones = (1,) * (mean.ndim - 1)
-        normals = jax.random.normal(key, (samples, *ones, mean.shape[-1]), mean.dtype)
+        shape = (samples, *(1,) * (mean.ndim - 1), mean.shape[-1])
+        normals = jax.random.normal(key, shape, mean.dtype)
         folds = time_step * samples + jnp.arange(samples)
         before = {path: after[path] for path in leaves}
         leaves, y = jax.vmap(sample, in_axes=(before, 0, 0), out_axes=(after, 0))(

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import Scope, meta
+from flax.core import Scope
 
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
@@ -172,9 +172,10 @@ class DropConnect(nn.Module):
         assert own is not None
         # Layers made inline lie beside the module, each under a name of its own.
         names = [() if top.path == own.path else top.path[-1:] for top in tops]
-        leaves = meta.unbox(parameters_of(tops))
+        leaves = parameters_of(tops)
         places = {(*names[place[0]], *place[1:]): place for place in leaves}
-        parameters = {path: leaves[place] for path, place in places.items()}
+        # One in a box, of `nn.with_partitioning` say, stays in it.
+        parameters = {path: jax.tree.leaves(leaves[places[path]])[0] for path in places}
         paths = [places[path] for path in chosen(parameters, self.filter)]
         full = [(*tops[number].path, *below) for number, *below in paths]
         where = "/".join((*self.path, "DropConnect"))
