@@ -345,6 +345,38 @@ def test_layers_made_inline_have_their_own_names_in_paths_and_a_boxed_kernel_sta
     assert updated["state"].keys() == {"Dense_0", "out"}
 
 
+def test_a_layer_made_inline_may_have_the_name_of_one_inside():
+    """Both are asked for by the same path, and both lose connections."""
+
+    class Both(nn.Module):
+        given: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(self.given(x))
+
+    class Inline(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return dropped(Both(nn.Dense(4), name="both"))(x)
+
+    variables = Inline().init(KEY, X_SEQ[0])
+    _, updated = Inline().apply(variables, X_SEQ[0], rngs=RNGS, mutable=["state"])
+    stored = {path[:-1] for path in flatten_dict(updated["state"])}
+    assert stored == {("Dense_0", "kernel_mask"), ("both", "Dense_0", "kernel_mask")}
+
+
+def test_parameters_that_may_be_written_come_back_as_they_were():
+    layer = dropped(nn.Dense(40))
+    variables = layer.init(KEY, X_SEQ[0])
+    for mutable in (True, ["params", "state"]):
+        _, updated = layer.apply(
+            variables, X_SEQ[0], rngs=RNGS, mutable=mutable, capture_intermediates=True
+        )
+        chex.assert_trees_all_equal(updated["params"], variables["params"])
+        assert "mask" in updated["state"]["kernel_mask"]
+
+
 # The state: the rules of all masks.
 
 

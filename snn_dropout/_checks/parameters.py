@@ -1,6 +1,6 @@
 """Argument checks of parameters that lose connections, and their errors."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def check_choice(path: Sequence[str], choice: Any) -> None:
         )
 
 
-def check_any_chosen(chosen: Collection[Any], paths: Sequence[Sequence[str]]) -> None:
+def check_any_chosen(chosen: bool, paths: Sequence[Sequence[str]]) -> None:
     """Raises if a filter chose nothing."""
     if chosen:
         return

@@ -1,8 +1,7 @@
 """Parameters that lose connections: which of them, their masks, and what is left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 
@@ -19,26 +18,26 @@ def is_kernel(path: Path) -> bool:
     return path[-1] == "kernel"
 
 
-def chosen(parameters: Mapping[Path, Any], choose: Filter) -> list[Path]:
-    """Returns the paths of the parameters that a filter chooses.
+def chosen(parameters: Sequence[tuple[Path, jax.Array]], choose: Filter) -> list[bool]:
+    """Returns which parameters a filter chooses.
 
     Args:
-      parameters: arrays by their paths.
+      parameters: paths, of which some may be equal, and arrays.
       choose: takes a path, and says whether the parameter loses connections.
 
     Raises:
       TypeError: the filter returned no bool, or chose a parameter of integers.
       ValueError: it chose none.
     """
-    paths = []
-    for path, parameter in parameters.items():
+    choices = []
+    for path, parameter in parameters:
         choice = choose(path)
         check_choice(path, choice)
         if choice:
             check_is_float(path, parameter)
-            paths.append(path)
-    check_any_chosen(paths, list(parameters))
-    return paths
+        choices.append(bool(choice))
+    check_any_chosen(any(choices), [path for path, _ in parameters])
+    return choices
 
 
 def mask_shape(parameter: jax.Array) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Any linen module with lost connections, the same at every time step."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import field
 from functools import partial
@@ -173,10 +174,12 @@ class DropConnect(nn.Module):
         # Layers made inline lie beside the module, each under a name of its own.
         names = [() if top.path == own.path else top.path[-1:] for top in tops]
         leaves = parameters_of(tops)
-        places = {(*names[place[0]], *place[1:]): place for place in leaves}
         # One in a box, of `nn.with_partitioning` say, stays in it.
-        parameters = {path: jax.tree.leaves(leaves[places[path]])[0] for path in places}
-        paths = [places[path] for path in chosen(parameters, self.filter)]
+        parameters = [
+            ((*names[number], *below), jax.tree.leaves(leaf)[0])
+            for (number, *below), leaf in leaves.items()
+        ]
+        paths = list(itertools.compress(leaves, chosen(parameters, self.filter)))
         full = [(*tops[number].path, *below) for number, *below in paths]
         where = "/".join((*self.path, "DropConnect"))
         for top in tops:
