@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import snn_dropout as sd
 from tests.jaxprs import equations
@@ -49,12 +50,15 @@ def program(row, way, variables, deterministic=False):
 
 
 def draws(jaxpr):
-    """Counts what is drawn from a key of the user's kind."""
-    return sum(
-        equation.primitive.name == "random_bits"
-        and equation.invars[0].aval.dtype == KEY.dtype
-        for equation in equations(jaxpr)
-    )
+    """Counts what is drawn from a key of the user's kind, whatever branch is taken."""
+    number = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "random_bits":
+            number += equation.invars[0].aval.dtype == KEY.dtype
+        inner = [draws(one) for one in jaxprs_in_params(equation.params)]
+        # One branch a platform.
+        number += max(inner, default=0) if equation.primitive.name == "cond" else sum(inner)
+    return number
 
 
 def scans_over_time(jaxpr):
