@@ -873,8 +873,8 @@ MUTANTS = [
     Mutant(
         "Monte-Carlo leaves out wrapped modules",
         "linen/uncertainty.py",
-        "(_HeldDropout, DropConnect, DropConnectLinear)",
-        "(_HeldDropout, DropConnectLinear)",
+        "(HeldDropout, DropConnect, DropConnectLinear)",
+        "(HeldDropout, DropConnectLinear)",
         "test_wrapper.py::test_resets_and_monte_carlo_know_the_masks_and_no_leaf_of_a_neuron",
     ),
     Mutant(

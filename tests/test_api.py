@@ -62,7 +62,6 @@ MAY_IMPORT = {
         "linen/state",
         "linen/_scopes",
         "linen/_simulation",
-        "linen/_surroundings",
         "linen/layers",
     },
     "linen/time": {
