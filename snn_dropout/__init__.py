@@ -6,6 +6,7 @@ step averages itself away; here it is drawn once per simulation and held.
 * ``Dropout``, ``Dropout1d``, ``Dropout2d``, ``Dropout3d``, ``DropPath``: linen
   layers, for single steps ``[N, ...]`` or all steps ``[T, N, ...]``;
 * ``DropConnectLinear``: a linear layer that loses connections, and its inference;
+* ``DropConnect``: any module, its kernels masked for a whole batch;
 * ``simulate``, ``MultiStep``: any single-step module over time, by ``lax.scan``;
 * ``monte_carlo``: the uncertainty of many simulations, each under its own masks;
 * ``from_spikingjelly``, ``to_spikingjelly``: weights of ``DropConnectLinear``;
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from snn_dropout import functional as functional
 from snn_dropout.convert import from_spikingjelly as from_spikingjelly
 from snn_dropout.convert import to_spikingjelly as to_spikingjelly
+from snn_dropout.linen import DropConnect as DropConnect
 from snn_dropout.linen import DropConnectLinear as DropConnectLinear
 from snn_dropout.linen import Dropout as Dropout
 from snn_dropout.linen import Dropout1d as Dropout1d
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DropConnect",
     "DropConnectLinear",
     "DropPath",
     "Dropout",

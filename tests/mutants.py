@@ -71,7 +71,7 @@ MUTANTS = [
         "a stored mask of another batch is taken",
         "linen/_held.py",
         "        _state_checks.check_stored_mask("
-        "where, stored, shape, dtype, known=known)\n",
+        "where, stored, shape, dtype, known=known, of=of)\n",
         "",
         "test_state.py::test_a_mask_of_another_batch_raises",
     ),
@@ -122,14 +122,14 @@ MUTANTS = [
     Mutant(
         "masks leak out of raw transforms",
         "linen/_held.py",
-        "    if scope.root.trace_level != tracers.current_trace():",
+        "    if root_of(scope).trace_level != tracers.current_trace():",
         "    if False:",
         "test_state.py::test_a_mask_born_inside_a_raw_transform_raises",
     ),
     Mutant(
         "the guard against leaks looks at the layer's own trace",
         "linen/_held.py",
-        "    if scope.root.trace_level != tracers.current_trace():",
+        "    if root_of(scope).trace_level != tracers.current_trace():",
         "    if scope.trace_level != tracers.current_trace():",
         "test_state.py::test_a_mask_born_inside_a_raw_transform_raises",
     ),
@@ -329,7 +329,7 @@ MUTANTS = [
     ),
     Mutant(
         "the bias is not dropped",
-        "linen/layers/dropconnect.py",
+        "functional/linear.py",
         "kept = jnp.where(bias_mask, bias.astype(wide), jnp.zeros((), wide))",
         "kept = bias.astype(wide).reshape((1,) * (y.ndim - 1) + (-1,))",
         "test_dropconnect.py::test_masks_are_independent_over_steps_examples_and_bias",
@@ -337,10 +337,10 @@ MUTANTS = [
     Mutant(
         "training scales the connections that are left",
         "linen/layers/dropconnect.py",
-        "        return self._activate("
-        "self._drop_connections(x_seq, kernel, bias, whole), whole)",
+        "        return activate("
+        "self, self._drop_connections(x_seq, kernel, bias, whole), whole)",
         "        y = self._drop_connections(x_seq, kernel, bias, whole)\n"
-        "        return self._activate(y / (1 - self.p) if self.p < 1 else y, whole)",
+        "        return activate(self, y / (1 - self.p) if self.p < 1 else y, whole)",
         "test_dropconnect.py::test_training_equals_spikingjelly",
     ),
     Mutant(
@@ -352,16 +352,16 @@ MUTANTS = [
     ),
     Mutant(
         "a spiking activation does not move in mode 'm'",
-        "linen/layers/dropconnect.py",
-        "        if self.is_initializing() or not whole:\n            y = self.activation",
-        "        if True:\n            y = self.activation",
+        "linen/layers/_activation.py",
+        "    if layer.is_initializing() or not whole:\n        y = layer.activation",
+        "    if True:\n        y = layer.activation",
         "laws/test_laws.py::test_loop_equals_multi_step_mode_equals_simulate_equals_multistep",
     ),
     Mutant(
         "neurons that are sampled start anew at every step",
-        "linen/layers/dropconnect.py",
-        "        if not whole or self.is_mutable_collection(self.state_collection):\n"
-        "            self._keep_samples(state)\n",
+        "linen/layers/_activation.py",
+        "    if not whole or layer.is_mutable_collection(layer.state_collection):\n"
+        "        _keep_samples(layer, state)\n",
         "",
         "test_dropconnect.py::test_sampled_neurons_average_runs_of_single_neurons",
     ),
@@ -496,7 +496,7 @@ MUTANTS = [
     Mutant(
         "MultiStep adds a name to the path",
         "linen/time.py",
-        "            _bind(module, scope.rewound())",
+        "            bind(module, scope.rewound())",
         "            pass",
         "test_time.py::test_multistep_is_transparent",
     ),
@@ -585,22 +585,22 @@ MUTANTS = [
     Mutant(
         "fresh connections: time is reversed",
         "linen/layers/dropconnect.py",
-        "y = y.reshape(examples, steps, self.out_features)",
-        "y = y.reshape(examples, steps, self.out_features)[:, ::-1]",
+        "y = y.reshape(examples, steps, *tokens, self.out_features)",
+        "y = y.reshape(examples, steps, *tokens, self.out_features)[:, ::-1]",
         "laws/test_rows.py::test_where_nothing_is_lost_every_way_is_the_dense_layer",
     ),
     Mutant(
         "fresh connections: steps and examples are swapped",
         "linen/layers/dropconnect.py",
-        "y = y.reshape(examples, steps, self.out_features)",
-        "y = y.reshape(steps, examples, self.out_features).swapaxes(0, 1)",
+        "y = y.reshape(examples, steps, *tokens, self.out_features)",
+        "y = y.reshape(steps, examples, *tokens, self.out_features).swapaxes(0, 1)",
         "laws/test_rows.py::test_where_nothing_is_lost_every_way_is_the_dense_layer",
     ),
     Mutant(
         "fresh connections: the bias has one mask for all steps",
         "linen/layers/dropconnect.py",
-        "bias_mask = bias_mask.reshape(examples, -1, self.out_features)",
-        "bias_mask = bias_mask.reshape(examples, -1, self.out_features)[:, :1]",
+        "bias_mask = bias_mask.reshape(examples, -1, *ones, self.out_features)",
+        "bias_mask = bias_mask.reshape(examples, -1, *ones, self.out_features)[:, :1]",
         "laws/test_rows.py::test_every_row_has_its_own_mask_and_gradients_meet_the_same",
     ),
     Mutant(
@@ -692,7 +692,7 @@ MUTANTS = [
     ),
     Mutant(
         "the gradient of the bias is summed in half precision",
-        "linen/layers/dropconnect.py",
+        "functional/linear.py",
         "wide = wide_dtype(bias.dtype)",
         "wide = bias.dtype",
         "test_precision.py::test_gradients_of_lost_connections_are_sums_over_all_rows",
@@ -824,6 +824,94 @@ MUTANTS = [
         "        if mask_p is None:",
         "test_shared_axes.py::test_a_stored_mask_is_not_scaled_either_and_each_layer_scales_as_"
         "it_says",
+    ),
+    # Any module with lost connections, and tokens.
+    Mutant(
+        "a wrapped module is not scaled",
+        "functional/parameters.py",
+        "        return apply_mask(parameter, mask, p)",
+        "        return parameter * mask",
+        "test_wrapper.py::test_the_mean_over_masks_is_the_module_in_inference",
+    ),
+    Mutant(
+        "a wrapped module has the scale of the wrapper that reads its masks",
+        "linen/layers/wrapper.py",
+        "        return lose_connections(parameter, words, mask_p, self.p)",
+        "        return lose_connections(parameter, words, None, self.p)",
+        "test_wrapper.py::test_a_simulation_keeps_the_masks_and_the_p_that_it_started_with",
+    ),
+    Mutant(
+        "a wrapped module keeps what it writes to itself",
+        "linen/_parameters.py",
+        "        _write(top, copy)",
+        "        pass",
+        "test_wrapper.py::test_everything_else_is_as_in_the_module_by_itself",
+    ),
+    Mutant(
+        "a wrapped module writes back what it only reads",
+        "linen/_parameters.py",
+        "            if name not in before or not _same(before[name], value):",
+        "            if True:",
+        "test_wrapper.py::test_a_mask_born_inside_a_raw_transform_raises_and_a_stored_one_is_"
+        "read",
+    ),
+    Mutant(
+        "a wrapper adds a name to the path",
+        "linen/layers/wrapper.py",
+        "            bind(module, scope.rewound())",
+        "            pass",
+        "test_wrapper.py::test_a_module_runs_with_its_kernels_masked_and_gradients_reach_"
+        "those_that_are_kept",
+    ),
+    Mutant(
+        "masked kernels are taken for those of a stack",
+        "linen/_surroundings.py",
+        "    while _ORIGINAL in vars(root):",
+        "    while False:",
+        "test_wrapper.py::test_a_dropout_inside_of_a_wrapped_cell_sees_the_scan_around_it",
+    ),
+    Mutant(
+        "Monte-Carlo leaves out wrapped modules",
+        "linen/uncertainty.py",
+        "(HeldDropout, DropConnect, DropConnectLinear)",
+        "(HeldDropout, DropConnectLinear)",
+        "test_wrapper.py::test_resets_and_monte_carlo_know_the_masks_and_no_leaf_of_a_neuron",
+    ),
+    Mutant(
+        "a parameter may lose connections twice",
+        "linen/_parameters.py",
+        "flags={**top.flags, LOST: top.flags.get(LOST, frozenset()) | lost},",
+        "flags=top.flags,",
+        "test_wrapper.py::test_a_parameter_loses_connections_once",
+    ),
+    Mutant(
+        "two wrappers around one instance pass",
+        "linen/layers/wrapper.py",
+        "            if module is self.module and other != where:",
+        "            if False:",
+        "test_wrapper.py::test_two_wrappers_around_one_instance_raise",
+    ),
+    Mutant(
+        "the flag of a call is kept from the wrapped module",
+        "linen/layers/wrapper.py",
+        '            kwargs["deterministic"] = deterministic',
+        "            pass",
+        "test_wrapper.py::test_deterministic_is_handed_on_to_a_module_whose_call_names_it",
+    ),
+    Mutant(
+        "an inference of tokens draws for each of them",
+        "linen/layers/_activation.py",
+        "    rows = (mean.shape[0], -1, mean.shape[-1])",
+        "    rows = (-1, mean.shape[1], mean.shape[-1])",
+        "test_tokens.py::test_in_inference_tokens_are_as_examples_of_their_own",
+    ),
+    Mutant(
+        "a whole sequence is taken for tokens in silence",
+        "linen/layers/dropconnect.py",
+        "        if len(shape) > 2 and not stored:",
+        "        if False:",
+        "test_tokens.py::test_a_whole_sequence_that_is_taken_for_tokens_raises_where_it_can_"
+        "be_seen",
     ),
     # Leaves, streams, meshes.
     Mutant(

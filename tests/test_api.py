@@ -46,15 +46,22 @@ MAY_IMPORT = {
     "linen/reset": {"_checks", "linen/state"},
     "linen/_held": {"_checks", "functional", "linen/_surroundings", "linen/state"},
     "linen/_scopes": {"_checks", "linen/_held", "linen/_surroundings", "linen/state"},
+    "linen/_parameters": {
+        "linen/_held",
+        "linen/_scopes",
+        "linen/_surroundings",
+        "linen/state",
+    },
     "linen/_simulation": {"_checks", "functional", "linen/state", "linen/_scopes"},
     "linen/layers": {
         "_checks",
         "functional",
         "linen/_held",
+        "linen/_parameters",
+        "linen/_surroundings",
         "linen/state",
         "linen/_scopes",
         "linen/_simulation",
-        "linen/_surroundings",
         "linen/layers",
     },
     "linen/time": {

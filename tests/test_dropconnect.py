@@ -538,15 +538,15 @@ def test_fields_are_checked_at_construction(fields, error, match):
     [
         ("s", (3, 7), ValueError, r"in_features=6.*got 7.*in_features=7"),
         ("m", (2, 3, 7), ValueError, r"in_features=6.*got 7"),
+        ("s", (2, 3, 7), ValueError, r"in_features=6.*got 7"),
         (
-            "s",
-            (2, 3, 6),
+            "m",
+            (3, 6),
             ValueError,
-            r"\[N, I\].*tokens \[N, L, I\].*looks like \[T, N, I\].*step_mode='m'",
+            r"\[T, N, \.\.\., I\].*looks like \[N, \.\.\., I\].*step_mode='s'",
         ),
-        ("m", (3, 6), ValueError, r"\[T, N, I\].*looks like \[N, I\].*step_mode='s'"),
-        ("s", (6,), ValueError, r"must be \[N, I\]"),
-        ("m", (1, 2, 3, 6), ValueError, r"must be \[T, N, I\].*tokens \[T, N, L, I\]"),
+        ("s", (6,), ValueError, r"must be \[N, \.\.\., I\].*`x\[None\]`"),
+        ("m", (6,), ValueError, r"must be \[T, N, \.\.\., I\]"),
     ],
 )
 def test_inputs_are_checked(step_mode, shape, error, match, deterministic):

@@ -187,11 +187,6 @@ _CHANNEL_LAYERS = {
 def _other_layer(layer: str, rank: int, step_mode: str, step_axes: str) -> str:
     """Returns what takes one step of another rank than a layer does, in words."""
     time = ["T"] if step_mode == "m" else []
-    if layer == "DropConnectLinear" and rank == 3:
-        tokens = "x_seq.reshape(len(x_seq), -1, " if time else "x.reshape(-1, "
-        name = "x_seq" if time else "x"
-        axes = ", ".join([*time, "N", "L", "I"])
-        return f"for tokens [{axes}] reshape it, `{tokens}{name}.shape[-1])`."
     if "C" not in step_axes or rank not in _CHANNEL_LAYERS:
         return "reshape it."
     other, space = _CHANNEL_LAYERS[rank]

@@ -11,9 +11,15 @@ import jax.numpy as jnp
 
 
 def check_stored_mask(
-    where: str, stored: Any, shape: Sequence[int], dtype: Any, *, known: bool
+    where: str,
+    stored: Any,
+    shape: Sequence[int],
+    dtype: Any,
+    *,
+    known: bool,
+    of: str = "input",
 ) -> None:
-    """Raises unless the stored mask has exactly the shape and dtype of this input's.
+    """Raises unless the stored mask has exactly the shape and dtype that are needed.
 
     Args:
       where: its path.
@@ -21,13 +27,14 @@ def check_stored_mask(
       shape: the shape that the input needs.
       dtype: the dtype of such masks.
       known: whether the layer had a mask of that shape in this very call of the model.
+      of: what needs the mask, in words.
     """
     if known:
         check_one_shape(where, shape, tuple(stored.shape))
     if tuple(stored.shape) != tuple(shape) or stored.dtype != dtype:
         raise ValueError(
-            f"The mask stored at {where} must fit the input: it has shape "
-            f"{tuple(stored.shape)} and dtype {stored.dtype}, but this input needs shape "
+            f"The mask stored at {where} must fit the {of}: it has shape "
+            f"{tuple(stored.shape)} and dtype {stored.dtype}, but this {of} needs shape "
             f"{tuple(shape)} and dtype {jnp.dtype(dtype)}. A mask belongs to one "
             f"simulation: start the next one from the first state, or from "
             f"`reset_masks(state)`."

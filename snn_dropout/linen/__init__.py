@@ -1,5 +1,6 @@
 """The layers for Flax linen, their state, whole simulations and uncertainty."""
 
+from snn_dropout.linen.layers import DropConnect as DropConnect
 from snn_dropout.linen.layers import DropConnectLinear as DropConnectLinear
 from snn_dropout.linen.layers import Dropout as Dropout
 from snn_dropout.linen.layers import Dropout1d as Dropout1d

@@ -15,6 +15,7 @@ from snn_dropout.linen._surroundings import (
     key_and_path,
     note_draw,
     note_find,
+    root_of,
     sequences,
     shapes_of_masks,
     single_steps,
@@ -33,6 +34,7 @@ def held(
     draw: Callable[[jax.Array], jax.Array],
     *,
     whole_simulation: bool,
+    of: str = "input",
 ) -> jax.Array:
     """Finds the mask of a layer, or draws and stores it: rules 2, 6, 7 and 9.
 
@@ -44,6 +46,7 @@ def held(
       draw: makes the mask from a key.
       whole_simulation: the call covers all time steps, so that the mask need
         not outlive it.
+      of: what the mask has to fit, in words.
 
     Returns:
       The mask.
@@ -59,7 +62,7 @@ def held(
     if module.has_variable(collection, name):
         stored: jax.Array = module.get_variable(collection, name)
         known = tuple(stored.shape) in shapes_of_masks(module.scope, name)
-        _state_checks.check_stored_mask(where, stored, shape, dtype, known=known)
+        _state_checks.check_stored_mask(where, stored, shape, dtype, known=known, of=of)
         note_find(module.scope, name, tuple(stored.shape))
         return stored
     if module.has_variable(collection, f"{name}_p"):
@@ -170,7 +173,7 @@ def fresh_key(module: Any, purpose: str) -> jax.Array:
 
 def check_trace(scope: Scope, what: str) -> None:
     """Raises inside a raw JAX transform within a module: what is written would leak."""
-    if scope.root.trace_level != tracers.current_trace():
+    if root_of(scope).trace_level != tracers.current_trace():
         raise RuntimeError(
             f"{what} must not be written inside a raw JAX transform within a module "
             f"(`jax.lax.scan`, `jax.vmap`, `jax.jit`, ...): it would leak out of it as a "

@@ -1,8 +1,10 @@
 """One step of bound linen modules as a pure function of their variables."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 from flax.core import Scope, freeze, unfreeze
 from flax.core.scope import CollectionFilter, LazyRng, in_filter
@@ -46,7 +48,7 @@ class PureStep:
         self._function = function
         self._one_step = one_step
         self._scopes = scopes
-        self._tops = _topmost(scopes)
+        self._tops = topmost(scopes)
         self._counters = [_copied(scope.rng_counters) for scope in scopes]
 
     @property
@@ -95,7 +97,7 @@ class PureStep:
             _restore(scope.rng_counters, counters)
         tops = {
             scope: Scope(
-                _variables(scope, mutable, forgotten) | _below(leaves, index),
+                variables_of(scope, mutable, forgotten) | _below(leaves, index),
                 name=scope.name,
                 mutable=mutable,
                 path=scope.path,
@@ -109,7 +111,7 @@ class PureStep:
             )
             for index, scope in enumerate(self._tops)
         }
-        copies = _copies(self._scopes, tops, time_step)
+        copies = copies_of(self._scopes, tops, time_step)
         outside = self._outside()
         with naming_what_is_hidden(mutable):
             result = self._function(copies, *args, **kwargs)
@@ -153,11 +155,24 @@ def in_place(
     Returns:
       The function's result.
     """
-    tops = {scope: scope.rewound() for scope in _topmost(scopes)}
+    tops = {scope: scope.rewound() for scope in topmost(scopes)}
     for copy in tops.values():
         copy.flags = freeze({**copy.flags, ONE_STEP: one_step})
     with naming_what_is_hidden(scopes[0].mutable):
-        return function(_copies(scopes, tops), *args, **kwargs)
+        return function(copies_of(scopes, tops), *args, **kwargs)
+
+
+def bind(module: nn.Module, scope: Scope) -> None:
+    """Gives a module, and those below it, the scope of the module that it is a field of."""
+    # `nn.share_scope` would leave the modules below with the keys of a path that has
+    # this field in it: other parameters and masks than those of the bare module.
+    before = module.scope
+    object.__setattr__(module, "scope", scope)
+    fields = [getattr(module, field.name) for field in dataclasses.fields(module)]
+    for child in jax.tree.leaves(fields):
+        if isinstance(child, nn.Module) and child.scope and child.scope.parent == before:
+            assert child.name is not None
+            bind(child, scope.push(child.name, reuse=True))
 
 
 def check_whole(module: Any) -> None:
@@ -166,10 +181,10 @@ def check_whole(module: Any) -> None:
         check_takes_one_step(type(module).__name__, module.path)
 
 
-def _variables(
+def variables_of(
     scope: Scope, mutable: CollectionFilter, forgotten: CollectionFilter
 ) -> dict[str, Any]:
-    # What the step may write is a copy.
+    """Returns the variables of a scope, copies of those that may be written."""
     return {
         name: unfreeze(dict(collection)) if in_filter(mutable, name) else collection
         for name, collection in scope.variables().items()
@@ -193,7 +208,8 @@ def _below(leaves: Leaves, index: int) -> State:
     )
 
 
-def _topmost(scopes: list[Scope]) -> list[Scope]:
+def topmost(scopes: list[Scope]) -> list[Scope]:
+    """Returns the scopes that lie below no other one of them."""
     listed = set(scopes)
     return [
         scope
@@ -202,10 +218,10 @@ def _topmost(scopes: list[Scope]) -> list[Scope]:
     ]
 
 
-def _copies(
+def copies_of(
     scopes: list[Scope], tops: Mapping[Scope, Scope], time_step: jax.Array | None = None
 ) -> list[Scope]:
-    # The copies of the topmost scopes are given; those below are made of them.
+    """Returns copies of scopes: those of the topmost are given, the rest lie below."""
     made = dict(tops)
 
     def copied(scope: Scope) -> Scope:

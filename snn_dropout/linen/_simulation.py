@@ -114,9 +114,9 @@ def first_samples(
       state_collections: carried even where the scopes may not write them.
       found: the state of the copies that is there already, or None.
       where: where that is, in words.
-      function: takes the scopes and ``[N, O]``.
+      function: takes the scopes and ``[N, ..., O]``.
       scopes: where the function finds what is no state.
-      z: the input of one step, ``[N, O]``; neurons read its shape.
+      z: the input of one step, ``[N, ..., O]``; neurons read its shape.
       samples: the number of copies, ``S``.
 
     Returns:
@@ -168,16 +168,16 @@ def sampled_over_time(
 
     Args:
       state_collections: carried even where the scopes may not write them.
-      function: takes the scopes and ``[N, O]``, the input of one step and sample.
+      function: takes the scopes and ``[N, ..., O]``, the input of one step and sample.
       scopes: where the function finds what is no state.
       state: the state of all copies, from :func:`first_samples` or this function.
       key: makes the standard normals, which the examples share.
-      mean_seq: the means of the inputs, ``[T, N, O]``.
+      mean_seq: the means of the inputs, ``[T, N, ..., O]``.
       deviation_seq: their standard deviations, of the same shape.
       samples: the number of copies, ``S``.
 
     Returns:
-      The state, whose leaves are ``[N, S, ...]``, and the averages ``[T, N, O]``.
+      The state, whose leaves are ``[N, S, ...]``, and the averages ``[T, N, ..., O]``.
     """
     pure_step = PureStep(function, scopes)
     mutable = _carried(pure_step, state_collections)
@@ -197,7 +197,8 @@ def sampled_over_time(
 
     def step(leaves: Leaves, inputs: Any) -> tuple[Leaves, jax.Array]:
         time_step, key, mean, deviation = inputs
-        normals = jax.random.normal(key, (samples, 1, mean.shape[-1]), mean.dtype)
+        shape = (samples, *(1,) * (mean.ndim - 1), mean.shape[-1])
+        normals = jax.random.normal(key, shape, mean.dtype)
         folds = time_step * samples + jnp.arange(samples)
         before = {path: after[path] for path in leaves}
         leaves, y = jax.vmap(sample, in_axes=(before, 0, 0), out_axes=(after, 0))(

@@ -37,6 +37,8 @@ _MASK = "snn_dropout mask"
 _DRAWN, _FOUND = 1, 2
 _SEQUENCES = "snn_dropout sequences"
 _STEPS = "snn_dropout steps"
+_WRAPPERS = "snn_dropout wrappers"
+_ORIGINAL = "snn_dropout original"
 
 
 def check_flax() -> None:
@@ -136,7 +138,7 @@ def slices_parameters(scope: Scope) -> bool | None:
     Returns:
       None where there are no parameters.
     """
-    leaves = jax.tree.leaves(scope.root.variables().get("params", {}))
+    leaves = jax.tree.leaves(root_of(scope).variables().get("params", {}))
     return any(map(varies, leaves)) if leaves else None
 
 
@@ -176,14 +178,34 @@ def is_note(key: Any) -> bool:
 
 def sequences(scope: Scope) -> dict[tuple[int, int], str]:
     """Returns who ran over whole sequences beside a scope, by their ``(T, N)``."""
-    found: dict[tuple[int, int], str] = vars(scope.root).setdefault(_SEQUENCES, {})
+    found: dict[tuple[int, int], str] = vars(root_of(scope)).setdefault(_SEQUENCES, {})
     return found
 
 
 def single_steps(scope: Scope) -> dict[tuple[int, ...], str]:
     """Returns who drew masks for single steps beside a scope, by the shapes of those."""
-    found: dict[tuple[int, ...], str] = vars(scope.root).setdefault(_STEPS, {})
+    found: dict[tuple[int, ...], str] = vars(root_of(scope)).setdefault(_STEPS, {})
     return found
+
+
+def wrappers(scope: Scope) -> list[tuple[Any, str]]:
+    """Returns the modules that lose connections in this call of a model, and where."""
+    found: list[tuple[Any, str]] = vars(root_of(scope)).setdefault(_WRAPPERS, [])
+    return found
+
+
+def stand_in(copy: Scope, scope: Scope) -> Scope:
+    """Marks a scope as a copy, so that notes are made beside the original."""
+    vars(copy)[_ORIGINAL] = scope
+    return copy
+
+
+def root_of(scope: Scope) -> Scope:
+    """Returns the root of a scope, or that of the scope which its root stands for."""
+    root = scope.root
+    while _ORIGINAL in vars(root):
+        root = vars(root)[_ORIGINAL].root
+    return root
 
 
 def _counters(scope: Scope) -> dict[Any, int]:
@@ -194,7 +216,7 @@ def _counters(scope: Scope) -> dict[Any, int]:
 
 def _drawn_here(scope: Scope) -> set[Any]:
     # A transform makes a root of its own each time that it traces its function.
-    here: set[Any] = vars(scope.root).setdefault(_MASK, set())
+    here: set[Any] = vars(root_of(scope)).setdefault(_MASK, set())
     return here
 
 

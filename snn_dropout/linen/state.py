@@ -12,6 +12,10 @@ leaf            dtype and shape                                       of
 ``bias_mask``   bool ``[N, O]``                                       DropConnect
 =============== ===================================================== =============
 
+(The last two are of ``DropConnectLinear``. The wrapper ``DropConnect`` keeps ``mask``,
+uint32 of one bit a connection, and ``mask_p`` for each parameter ``a/kernel``, in the
+branch ``a/kernel_mask``; their first axis is 1, for the batch that shares them.)
+
 1. ``init`` makes parameters and the neurons' first state, and no mask; a
    dropout layer is then the identity and needs no stream. So the state that
    ``init`` returns can be the start of every simulation.

@@ -1,6 +1,5 @@
 """Whole simulations: any single-step linen module over time, on ``jax.lax.scan``."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import Scope
 
 from snn_dropout._checks.layers import check_bound, check_flag
 from snn_dropout._checks.time import (
@@ -21,7 +19,7 @@ from snn_dropout._checks.time import (
 )
 from snn_dropout.functional._sequences import first_step
 from snn_dropout.linen._held import note_sequence
-from snn_dropout.linen._scopes import check_whole, in_place
+from snn_dropout.linen._scopes import bind, check_whole, in_place
 from snn_dropout.linen._simulation import lift, over_time
 
 
@@ -85,7 +83,7 @@ class MultiStep(nn.Module):
         assert scope is not None
         assert module.scope is not None
         if module.scope.parent == scope:
-            _bind(module, scope.rewound())
+            bind(module, scope.rewound())
 
     def __call__(
         self,
@@ -212,18 +210,6 @@ def simulate(
         **kwargs,
     )
     return y_seq, dict(mutated)
-
-
-def _bind(module: nn.Module, scope: Scope) -> None:
-    # `nn.share_scope` would leave the modules below with the keys of a path that has
-    # this field in it: other parameters and masks than those of the bare module.
-    before = module.scope
-    object.__setattr__(module, "scope", scope)
-    fields = [getattr(module, field.name) for field in dataclasses.fields(module)]
-    for child in jax.tree.leaves(fields):
-        if isinstance(child, nn.Module) and child.scope and child.scope.parent == before:
-            assert child.name is not None
-            _bind(child, scope.push(child.name, reuse=True))
 
 
 def _step(multi_step: MultiStep, x: Any, /, *args: Any, **kwargs: Any) -> Any:

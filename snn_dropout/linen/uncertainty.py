@@ -21,7 +21,7 @@ from snn_dropout.functional._uncertainty import (
     time_average,
     uncertainty,
 )
-from snn_dropout.linen.layers import DropConnectLinear
+from snn_dropout.linen.layers import DropConnect, DropConnectLinear
 from snn_dropout.linen.layers._held_dropout import HeldDropout
 from snn_dropout.linen.state import MASK_NAMES, to_leaves
 from snn_dropout.linen.time import simulate
@@ -135,7 +135,7 @@ def _drop_all_the_same(
     context: nn.module.InterceptorContext,
 ) -> Any:
     result = call(*args, **kwargs)
-    ours = isinstance(context.module, (HeldDropout, DropConnectLinear))
+    ours = isinstance(context.module, (HeldDropout, DropConnect, DropConnectLinear))
     return False if ours and context.method_name == "_merge_deterministic" else result
 
 

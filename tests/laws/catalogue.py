@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import snn_dropout as sd
 from snn_dropout import functional
@@ -26,7 +27,7 @@ class Row:
       make: builds the layer from its fields.
       shape: the shape of one step's input, small.
       wide: another one, with enough mask elements for statistics.
-      leaves: the masks that a simulation of `shape` stores.
+      leaves: the masks that a simulation of `shape` stores, by their paths.
       p: the probability of being dropped, an array of them for one a unit.
       array: whether the layer is given it as an array.
       scaled: whether what is kept is scaled.
@@ -55,6 +56,11 @@ class Row:
     def held(self):
         return bool(self.leaves)
 
+    @property
+    def wrapped(self):
+        """Whether it is a module in a wrapper, with one mask for the whole batch."""
+        return "DropConnect of" in self.name
+
     def layer(self, step_mode="s", **fields):
         return self.make(p=self.p, step_mode=step_mode, **fields)
 
@@ -67,9 +73,24 @@ class Row:
         """Parameters and the neurons' first state."""
         return self.layer(**fields).init(jax.random.key(2), x, deterministic=False)
 
+    def masks_in(self, state):
+        """The stored masks, by their paths."""
+        leaves = {"/".join(path): leaf for path, leaf in flatten_dict(state).items()}
+        return {path: leaves[path] for path in self.leaves if path in leaves}
+
+    def with_masks(self, state, masks):
+        """A state with such masks in it."""
+        leaves = {tuple(path.split("/")): leaf for path, leaf in masks.items()}
+        return unflatten_dict({**flatten_dict(state), **leaves})
+
     def masks(self, x, rngs):
         """The masks of a batch, unpacked."""
         layer, variables = self.layer(deterministic=False), self.variables(x[:1])
+        if self.wrapped:
+            _, updated = layer.apply(variables, x, rngs=rngs, mutable=["state"])
+            (words,) = self.masks_in(updated["state"]).values()
+            features = variables["params"]["kernel"].shape[-1]
+            return [functional.unpack_bits(words, features).reshape(-1, features)]
         if "DropConnect" not in self.name:
             _, updated = layer.apply(variables, x, rngs=rngs, mutable=["state"])
             return [updated["state"]["mask"]]
@@ -194,6 +215,14 @@ CONNECTIONS = [
         exact=False,
     ),
     Row(
+        "DropConnect tokens",
+        partial(drop_connect, invariant=True),
+        (4, 3, 6),
+        (256, 3, 6),
+        MASKS,
+        exact=False,
+    ),
+    Row(
         "DropConnect spiking",
         partial(drop_connect, invariant=True, activation=LIF()),
         (4, 6),
@@ -203,7 +232,32 @@ CONNECTIONS = [
     ),
 ]
 
-ROWS = DROPOUTS + CONNECTIONS
+
+def dropped(module):
+    return partial(sd.DropConnect, module)
+
+
+WRAPPED = [
+    Row(
+        "DropConnect of Dense",
+        dropped(nn.Dense(40)),
+        (4, 6),
+        (2, 512),
+        {"kernel_mask/mask": (1, 6, 2)},
+        p=0.3,
+        exact=False,
+    ),
+    Row(
+        "DropConnect of Conv",
+        dropped(nn.Conv(5, (3,))),
+        (4, 7, 6),
+        (2, 7, 2048),
+        {"kernel_mask/mask": (1, 3, 6, 1)},
+        exact=False,
+    ),
+]
+
+ROWS = DROPOUTS + CONNECTIONS + WRAPPED
 
 # For what is slow: a row a kind of layer, with a probability whose masks compile fast.
 KINDS = [
@@ -228,14 +282,15 @@ FEW = [
 ]
 
 # These stand for the rest, unless a test says otherwise: a mask an element, one that is
-# shared over axes in the middle, rates that are an array, held connections, and a state
-# that moves.
+# shared over axes in the middle, rates that are an array, held connections, a state that
+# moves, and a wrapped module.
 STAND = (
     "Dropout p=0.3",
     "Dropout2d NCHW",
     "Dropout p per unit",
     "DropConnect invariant",
     "DropConnect spiking",
+    "DropConnect of Dense",
 )
 
 
@@ -248,8 +303,9 @@ def every(rows, choose=lambda row: True, short=STAND):
 every_row = every(ROWS)
 every_dropout = every(DROPOUTS)
 every_connection = every(CONNECTIONS)
-# Transforms and faults mostly test the transform: one dropout, one held connection.
-ONE_OF_BOTH = ("Dropout", "DropConnect invariant")
+every_wrapped = every(WRAPPED, short=["DropConnect of Dense", "DropConnect of Conv"])
+# Transforms and faults mostly test the transform: a dropout, held connections, a wrapper.
+ONE_OF_BOTH = ("Dropout", "DropConnect invariant", "DropConnect of Dense")
 every_kind = every(KINDS, short=ONE_OF_BOTH)
 every_held_kind = every(KINDS, lambda row: row.held, ONE_OF_BOTH)
 every_kind_of_dropout = every(KINDS, lambda row: "DropConnect" not in row.name, ONE_OF_BOTH)

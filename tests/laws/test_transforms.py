@@ -113,7 +113,7 @@ def test_value_and_grad_with_the_state_as_auxiliary(row):
     assert_same(row, state, run(row.layer(), x_seq[0], variables)[1])
     assert bool(jnp.isfinite(value))
     # Drawing the masks inside is no part of the gradient.
-    given = {**fixed, **{name: state[name] for name in row.leaves}}
+    given = row.with_masks(fixed, row.masks_in(state))
     (_, _), expected = differentiated(params, x_seq[0], given)
     chex.assert_trees_all_close(grads, expected, rtol=1e-6)
 
@@ -177,13 +177,14 @@ def test_nn_vmap_has_a_mask_a_row_or_the_same_for_all(row, split):
     variables = {"params": variables.get("params", {}), "state": first}
     y, state = run_model(model, x_seq, below(variables))
     assert y.shape[:2] == x_seq.shape[:2]
-    masks = {name: state["layer"][name] for name in row.leaves}
+    masks = row.masks_in(state.get("layer", {}))
+    assert masks.keys() == row.leaves.keys()
     for name, mask in masks.items():
         assert mask.shape == (STEPS, *row.leaves[name])
         assert all_alike(mask) == (not split)
     # Each row is the layer with that row's masks.
     for n in range(STEPS if row.held else 0):
-        given = {**variables, "state": at({**first, **masks}, n)}
+        given = {**variables, "state": at(row.with_masks(first, masks), n)}
         expected, _ = run_model(row.layer(deterministic=False), x_seq[n], given)
         assert_same(row, y[n], expected)
 
@@ -285,9 +286,11 @@ def test_nn_scan_over_layers_draws_a_mask_a_layer(row):
     run_stack = jax.jit(functools.partial(stack.apply, mutable=["state"]))
     (_, y), updated = run_stack({"params": params}, x, None, rngs=RNGS)
     state = updated["state"]["layer"]
-    for name, shape in row.leaves.items():
-        assert state[name].shape == (STEPS, *shape)
-        assert not all_alike(state[name])
+    masks = row.masks_in(state)
+    assert masks.keys() == row.leaves.keys()
+    for name, mask in masks.items():
+        assert mask.shape == (STEPS, *row.leaves[name])
+        assert not all_alike(mask)
     for n in range(STEPS):
         given = {"params": at(params.get("layer", {}), n), "state": at(state, n)}
         expected, _ = run_model(row.layer(deterministic=False), x, given)
@@ -391,7 +394,7 @@ def test_an_exported_layer_serves_any_batch_on_any_platform(row):
 
     def function(params, x_seq, key_data):
         rngs = {"dropout": jax.random.wrap_key_data(key_data)}
-        return row.layer("m").apply(params, x_seq, False, rngs=rngs)
+        return row.layer("m").apply(params, x_seq, deterministic=False, rngs=rngs)
 
     (batch,) = jax.export.symbolic_shape("batch")
     shape = (x_seq.shape[0], batch, *x_seq.shape[2:])
@@ -537,7 +540,7 @@ def test_inside_an_nnx_training_step_the_state_is_carried_and_reset(row):
             nnx.pop(model, is_mask)
         train_step(model, optimizer, x)
         found = dict(nnx.to_flat_state(nnx.state(model, is_mask)))
-        masks.append([found["layer", name][...] for name in row.leaves])
+        masks.append([found["layer", *name.split("/")][...] for name in row.leaves])
         assert {leaf.shape for leaf in masks[-1]} == set(row.leaves.values())
     chex.assert_trees_all_equal(masks[0], masks[1])
     for leaves in zip(*masks, strict=True):

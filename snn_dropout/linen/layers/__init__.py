@@ -6,8 +6,10 @@ from snn_dropout.linen.layers.channels import Dropout3d as Dropout3d
 from snn_dropout.linen.layers.dropconnect import DropConnectLinear as DropConnectLinear
 from snn_dropout.linen.layers.dropout import Dropout as Dropout
 from snn_dropout.linen.layers.dropout import DropPath as DropPath
+from snn_dropout.linen.layers.wrapper import DropConnect as DropConnect
 
 __all__ = [
+    "DropConnect",
     "DropConnectLinear",
     "DropPath",
     "Dropout",

@@ -1,8 +1,8 @@
 """A linear layer that loses connections, per example and held if asked to."""
 
+import math
 from collections.abc import Callable
 from dataclasses import field
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,33 +15,18 @@ from jax.sharding import NamedSharding
 from snn_dropout._checks import connections as _connection_checks
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
-from snn_dropout.functional._averages import standard_deviation
-from snn_dropout.functional._masked import wide_dtype
-from snn_dropout.functional._sequences import first_step
-from snn_dropout.functional._sharding import batch_sharding, draw_sharded, vary_alike
+from snn_dropout._checks import parameters as _parameter_checks
+from snn_dropout.functional._sharding import batch_sharding, draw_sharded
 from snn_dropout.functional.bits import draw_bits, packed_width
-from snn_dropout.functional.connections import masked_matmul
-from snn_dropout.functional.expectation import (
-    check_expectation,
-    expected_activation,
-    moments,
-    sampled_activation,
-)
+from snn_dropout.functional.expectation import check_expectation, moments
+from snn_dropout.functional.linear import add_masked_bias, linear, masked_product
 from snn_dropout.functional.masks import draw_mask
-from snn_dropout.linen._held import fresh_key, held, note_sequence, path_of
+from snn_dropout.linen._held import check_single_step, fresh_key, held, note_sequence
+from snn_dropout.linen._parameters import LOST
 from snn_dropout.linen._scopes import check_whole
-from snn_dropout.linen._simulation import (
-    first_samples,
-    lift,
-    over_time,
-    sampled_over_time,
-)
-from snn_dropout.linen.state import State
+from snn_dropout.linen.layers._activation import activate, infer, make_samples
 
 Activation = Callable[[jax.Array], jax.Array] | nn.Module
-
-# The leaf that holds the neurons' state in sampled inference, `[N, S, ...]`.
-SAMPLES = "samples"
 
 
 class DropConnectLinear(nn.Module):
@@ -61,6 +46,12 @@ class DropConnectLinear(nn.Module):
     with ``invariant=True`` they are drawn once per simulation and held in the state:
     ``kernel_mask``, one bit a connection, and ``bias_mask``. Masked weights are never
     stored nor materialised for the batch. ``p=0`` is ``nn.Dense``.
+
+    Axes between batch and features are tokens, ``[N, L, I]`` or ``[N, H, W, I]``, which
+    share the masks of their example. So ``[N, L, I]``, one step, can not be told from
+    ``[T, N, I]``, all steps: in mode ``'s'`` a whole sequence would have a mask for each
+    time step, shared by the batch, and in mode ``'m'`` a step with tokens one for each
+    token. The first raises where something beside the layer runs over all steps.
 
     Example::
 
@@ -84,15 +75,16 @@ class DropConnectLinear(nn.Module):
       invariant: whether the masks are held over the simulation.
       activation: None, a callable on arrays, or a linen module (a spiking neuron, say),
         which is stepped through time and keeps its state in ``"state"``.
-      step_mode: ``'s'`` for one step ``[N, I]``, ``'m'`` for all ``[T, N, I]``.
+      step_mode: ``'s'`` for one step ``[N, ..., I]``, ``'m'`` for all
+        ``[T, N, ..., I]``.
       deterministic: True for inference, False for training; field or argument.
       kernel_init: of the kernel ``[I, O]``; by default U(-1/sqrt(I), 1/sqrt(I)).
       bias_init: of the bias ``[O]``; None is the same uniform distribution.
       dtype: of the computation; by default that of input and parameters together.
       param_dtype: of the parameters.
       inference: ``'sample'`` averages ``samples_num`` draws, whose standard normals
-        the examples of a batch share; ``'analytic'`` is the exact expectation, of an
-        elementwise activation.
+        the examples of a batch, and their tokens, share; ``'analytic'`` is the exact
+        expectation, of an elementwise activation.
       rng_collection: the RNG stream of masks and samples.
       state_collection: the collection of the masks.
 
@@ -142,13 +134,13 @@ class DropConnectLinear(nn.Module):
         """Applies the layer.
 
         Args:
-          x: one step ``[N, I]`` where ``step_mode`` is ``'s'``, all steps
-            ``[T, N, I]`` where it is ``'m'``.
+          x: one step ``[N, ..., I]`` where ``step_mode`` is ``'s'``, all steps
+            ``[T, N, ..., I]`` where it is ``'m'``.
           deterministic: True for inference, False for training; given here or as the
             field, not both.
 
         Returns:
-          ``[N, O]`` or ``[T, N, O]``.
+          ``[N, ..., O]`` or ``[T, N, ..., O]``.
 
         Raises:
           TypeError: the input is complex.
@@ -166,14 +158,14 @@ class DropConnectLinear(nn.Module):
     def single_step_forward(
         self, x: jax.Array, deterministic: bool | None = None
     ) -> jax.Array:
-        """Runs one step ``[N, I]``, whatever ``step_mode`` is; see ``__call__``."""
+        """Runs one step ``[N, ..., I]``, in any ``step_mode``; see ``__call__``."""
         self._check_input(x, "s")
         return self._forward(x[None], deterministic, whole=False)[0]
 
     def multi_step_forward(
         self, x_seq: jax.Array, deterministic: bool | None = None
     ) -> jax.Array:
-        """Runs all steps ``[T, N, I]``, whatever ``step_mode`` is; see ``__call__``."""
+        """Runs all steps ``[T, N, ..., I]``, in any ``step_mode``; see ``__call__``."""
         _checks.check_bound(type(self).__name__, self.scope)
         check_whole(self)
         self._check_input(x_seq, "m")
@@ -200,17 +192,18 @@ class DropConnectLinear(nn.Module):
         bias = self.bias if self.use_bias else None
         x_seq, kernel, bias = promote_dtype(x_seq, self.kernel, bias, dtype=self.dtype)
         if self.p == 0 or self.is_initializing():
-            z_seq = _linear(x_seq, kernel, bias)
+            z_seq = linear(x_seq, kernel, bias)
             if self.inference == "analytic" and self.p > 0:
                 check_expectation(self.activation, z_seq)
-            y_seq = self._activate(z_seq, whole)
-            if self.is_initializing() and deterministic and self._samples_neurons():
-                self._keep_samples(self._samples(z_seq))
+            y_seq = activate(self, z_seq, whole)
+            if self.is_initializing() and deterministic:
+                make_samples(self, z_seq)
             return y_seq
+        self._check_not_lost()
         if deterministic:
             mean, variance = moments(x_seq, kernel, bias, self.p)
-            return self._infer(mean, variance, kernel.dtype, whole).astype(kernel.dtype)
-        return self._activate(self._drop_connections(x_seq, kernel, bias, whole), whole)
+            return infer(self, mean, variance, kernel.dtype, whole).astype(kernel.dtype)
+        return activate(self, self._drop_connections(x_seq, kernel, bias, whole), whole)
 
     def _merge_deterministic(self, deterministic: bool | None) -> bool:
         # A method of its own, so that Monte-Carlo dropout can intercept it.
@@ -221,28 +214,26 @@ class DropConnectLinear(nn.Module):
     def _drop_connections(
         self, x_seq: jax.Array, kernel: jax.Array, bias: jax.Array | None, whole: bool
     ) -> jax.Array:
-        steps, examples, _ = x_seq.shape
+        if not whole:
+            self._check_single_step(x_seq.shape[1:])
+        steps, examples, *tokens, _ = x_seq.shape
         # All steps of an example lie together, so that a batch that is split over
         # devices stays where it is.
         x = x_seq.swapaxes(0, 1)
         if self.invariant:
             # All steps of an example are one matrix product with its mask.
             kernel_mask, bias_mask = self._masks(examples, batch_sharding(x), whole=whole)
-            y = masked_matmul(x, kernel, kernel_mask)
+            y = masked_product(x, kernel, kernel_mask)
         else:
-            x = x.reshape(-1, self.in_features)
+            x = x.reshape(-1, *tokens, self.in_features)
             masks = self._masks(steps * examples, batch_sharding(x), whole=whole)
             kernel_mask, bias_mask = masks
-            y = masked_matmul(x[:, None], kernel, kernel_mask)[:, 0]
-            y = y.reshape(examples, steps, self.out_features)
+            y = masked_product(x[:, None], kernel, kernel_mask)[:, 0]
+            y = y.reshape(examples, steps, *tokens, self.out_features)
         if bias is not None and bias_mask is not None:
-            bias_mask = bias_mask.reshape(examples, -1, self.out_features)
-            # In this order devices add up gradients of the bias, not of its copies.
-            bias, bias_mask = vary_alike(bias, bias_mask)
-            # The gradient is a sum over all rows, in the dtype of what is added here.
-            wide = wide_dtype(bias.dtype)
-            kept = jnp.where(bias_mask, bias.astype(wide), jnp.zeros((), wide))
-            y = (y.astype(wide) + kept).astype(bias.dtype)
+            ones = (1,) * len(tokens)
+            bias_mask = bias_mask.reshape(examples, -1, *ones, self.out_features)
+            y = add_masked_bias(y, bias, bias_mask)
         return y.swapaxes(0, 1)
 
     def _masks(
@@ -273,72 +264,23 @@ class DropConnectLinear(nn.Module):
             lambda key: draw_sharded(draw_mask, key, bias_shape, self.p, sharding),
         )
 
-    def _activate(self, z_seq: jax.Array, whole: bool) -> jax.Array:
-        if self.activation is None:
-            return z_seq
-        if not isinstance(self.activation, nn.Module):
-            result: jax.Array = self.activation(z_seq)
-            return result
-        if self.is_initializing() or not whole:
-            y = self.activation(first_step(z_seq))
-            return jnp.broadcast_to(y, (len(z_seq), *y.shape))
-        step = lift(partial(over_time, (self.state_collection,), False, 0), _call)
-        y_seq: jax.Array = step(self.activation, z_seq)
-        return y_seq
+    def _check_single_step(self, shape: tuple[int, ...]) -> None:
+        # A step with tokens has the rank of a whole sequence without them.
+        stored = self.invariant and self.has_variable(self.state_collection, "kernel_mask")
+        if len(shape) > 2 and not stored:
+            check_single_step(self, shape)
 
-    def _infer(
-        self, mean: jax.Array, variance: jax.Array, dtype: Any, whole: bool
-    ) -> jax.Array:
-        if self.inference == "analytic":
-            return expected_activation(self.activation, mean, variance)
-        key = fresh_key(
-            self, f"the samples of {self._where()} (`inference='analytic'` takes no key)"
-        )
-        if not self._samples_neurons():
-            return sampled_activation(
-                key, self.activation, mean, variance, self.samples_num
-            )
-        return self._sample_neurons(key, mean, variance, dtype, whole)
-
-    def _sample_neurons(
-        self, key: jax.Array, mean: jax.Array, variance: jax.Array, dtype: Any, whole: bool
-    ) -> jax.Array:
-        """Steps one copy of the neurons a sample; their state is the leaf `samples`."""
-        step = lift(partial(sampled_over_time, (self.state_collection,)), _call)
-        mean = mean.astype(dtype)
-        state: State
-        y_seq: jax.Array
-        state, y_seq = step(
-            self.activation,
-            self._samples(mean),
-            key,
-            mean,
-            standard_deviation(variance).astype(dtype),
-            self.samples_num,
-        )
-        if not whole or self.is_mutable_collection(self.state_collection):
-            self._keep_samples(state)
-        return y_seq
-
-    def _samples_neurons(self) -> bool:
-        return self.p > 0 and isinstance(self.activation, nn.Module)
-
-    def _samples(self, z_seq: jax.Array) -> State:
-        found: State | None = self.get_variable(self.state_collection, SAMPLES)
-        settings = (self.state_collection,), found, path_of(self, SAMPLES)
-        first = lift(partial(first_samples, *settings), _call)
-        state: State = first(self.activation, first_step(z_seq), self.samples_num)
-        return state
-
-    def _keep_samples(self, state: State) -> None:
-        if state:
-            self.put_variable(self.state_collection, SAMPLES, state)
+    def _check_not_lost(self) -> None:
+        assert self.scope is not None
+        paths = [(*self.path, name) for name in ("kernel", "bias")]
+        lost = self.scope.flags.get(LOST, ())
+        _parameter_checks.check_not_lost(self._where(), paths, lost)
 
     def _where(self) -> str:
         return "/".join(self.path) or type(self).__name__
 
     def _check_input(self, x: jax.Array, step_mode: str) -> None:
-        _checks.check_rank("DropConnectLinear", x, step_mode, "N, I", 2, 2)
+        _checks.check_rank("DropConnectLinear", x, step_mode, "N, ..., I", 2, math.inf)
         _connection_checks.check_features(x, self.in_features)
 
 
@@ -347,12 +289,3 @@ def _uniform(bound: float) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    y = x @ kernel
-    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-
-
-def _call(module: Any, z: jax.Array) -> Any:
-    return module(z)
