@@ -71,7 +71,7 @@ def test_a_draw_in_a_loop_over_time_is_seen():
     def held(key):
         return sd.simulate(layer, {}, x_seq, rngs={"dropout": key})[0]
 
-    def redrawn(key):
+    def anew(key):
         def step(key, x):
             y, _ = layer.apply({}, x, rngs={"dropout": key}, mutable=["state"])
             return jax.random.fold_in(key, 1), y
@@ -79,7 +79,7 @@ def test_a_draw_in_a_loop_over_time_is_seen():
         return jax.lax.scan(step, key, x_seq)[1]
 
     assert not compiled(held, KEY)["draws_in_loop"]
-    assert compiled(redrawn, KEY)["draws_in_loop"]
+    assert compiled(anew, KEY)["draws_in_loop"]
 
 
 def test_an_exchange_is_counted():

@@ -198,7 +198,7 @@ def programs() -> dict[str, Program]:
             "100 steps, gradient",
             partial(_simulation_gradient, 0.5),
             STEPS,
-            bound=80,
+            bound=160,
             limit=plain_gradient,
         ),
         Program("sampled inference", partial(_infer, "sample"), *LINEAR, bound=12),
