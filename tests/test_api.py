@@ -83,7 +83,7 @@ MAY_IMPORT = {
     "nnx/_engine": {"_checks", "functional", "nnx/_calls", "nnx/_held"},
     "nnx/_copies": {"_checks", "nnx/_calls", "nnx/_engine"},
     "nnx/_dropout": {"_checks", "functional", "nnx/_held"},
-    "nnx/layers": {"_checks", "nnx/_dropout"},
+    "nnx/layers": {"_checks", "functional", "nnx/_dropout"},
     "nnx/dropconnect": {
         "_checks",
         "functional",

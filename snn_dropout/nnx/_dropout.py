@@ -42,16 +42,19 @@ class HeldDropout(HoldingLayer):
         *,
         step_mode: str = "s",
         deterministic: bool | None = False,
+        scale: bool = True,
         rng_collection: str = "dropout",
         rngs: Streams | None = None,
     ) -> None:
         check_probability(p)
+        _checks.check_flag("scale", scale, "whether what is kept is scaled by 1 / (1 - p)")
         _checks.check_step_mode(step_mode)
         _checks.check_deterministic(deterministic)
         _nnx_checks.check_rngs(rngs, (nnx.Rngs, nnx.RngStream))
         self.p = p
         self.step_mode = step_mode
         self.deterministic = deterministic
+        self.scale = scale
         self.rng_collection = rng_collection
         if isinstance(rngs, nnx.Rngs):
             rngs = rngs[rng_collection]
@@ -96,8 +99,8 @@ class HeldDropout(HoldingLayer):
             return x
         found = self._find_masks(x)
         if found:
-            if "mask_p" not in found:
-                return apply_mask(x, found["mask"], self.p)
+            if "mask_p" not in found or not self.scale:
+                return apply_mask(x, found["mask"], self.p, scale=self.scale)
             return apply_stored_mask(x, found["mask"], found["mask_p"], self.p)
         if not whole:
             _nnx_checks.refuse_no_mask(type(self).__name__, "mask")
@@ -114,7 +117,7 @@ class HeldDropout(HoldingLayer):
           An array of the shape of ``x``.
         """
         made = self._make(like(x), self._mask_shape_of(x), lambda n: mask_key(key, (), n))
-        return apply_mask(x, made["mask"], self.p)
+        return apply_mask(x, made["mask"], self.p, scale=self.scale)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Sets what ``nnx.view`` sets.

@@ -1,11 +1,17 @@
 """Dropout for Flax NNX whose mask is drawn once per simulation and held over all steps."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 
 from snn_dropout._checks import layers as _checks
+from snn_dropout.functional._shapes import (
+    channel_mask_shape,
+    example_mask_shape,
+    unit_mask_shape,
+)
 from snn_dropout.nnx._dropout import HeldDropout
 
 
@@ -32,9 +38,12 @@ class Dropout(HeldDropout):
 
     Args:
       p: the probability of being dropped, a static number in [0, 1].
+      broadcast_dims: the axes of one step's input, without ``T`` in either mode, that
+        share one mask element.
       step_mode: ``'s'`` for one step ``[N, ...]``, ``'m'`` for all ``[T, N, ...]``.
       deterministic: True for inference, False for training; ``model.eval()`` and
         ``model.train()`` set it.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training.
       rng_collection: the stream of ``rngs`` that mode ``'m'`` draws from.
       rngs: an ``nnx.Rngs`` or a stream, of which the layer forks its own.
 
@@ -44,8 +53,14 @@ class Dropout(HeldDropout):
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
         _checks.check_rank("Dropout", x, step_mode, "N, ...", 0, math.inf)
 
+    def __init__(
+        self, p: float = 0.5, *, broadcast_dims: Sequence[int] = (), **options: Any
+    ) -> None:
+        self.broadcast_dims = _checks.check_broadcast_dims(broadcast_dims)
+        super().__init__(p, **options)
+
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return step_shape
+        return unit_mask_shape(step_shape, self.broadcast_dims)
 
 
 class DropPath(HeldDropout):
@@ -69,6 +84,7 @@ class DropPath(HeldDropout):
       p: the probability that an example loses the branch, a static number in [0, 1].
       step_mode: ``'s'`` for one step ``[N, F, ...]``, ``'m'`` for all ``[T, N, F, ...]``.
       deterministic: True for inference, False for training.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training.
       rng_collection: the stream of ``rngs`` that mode ``'m'`` draws from.
       rngs: an ``nnx.Rngs`` or a stream, of which the layer forks its own.
 
@@ -83,7 +99,7 @@ class DropPath(HeldDropout):
         _checks.check_has_examples("DropPath", x, step_mode)
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return step_shape[:1] + (1,) * (len(step_shape) - 1)
+        return example_mask_shape(step_shape)
 
 
 class HeldChannelDropout(HeldDropout):
@@ -103,8 +119,7 @@ class HeldChannelDropout(HeldDropout):
         _checks.check_rank(name, x, step_mode, ", ".join(axes), len(axes), len(axes))
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
-        kept_axes = (0, self._channel_index())
-        return tuple(n if i in kept_axes else 1 for i, n in enumerate(step_shape))
+        return channel_mask_shape(step_shape, self.channel_axis)
 
     def _channel_index(self) -> int:
         return self.channel_axis % (2 + len(self.space))
@@ -129,6 +144,7 @@ class Dropout1d(HeldChannelDropout):
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, L]``.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training.
       rng_collection: the stream of ``rngs`` that mode ``'m'`` draws from.
       rngs: an ``nnx.Rngs`` or a stream, of which the layer forks its own.
 
@@ -157,6 +173,7 @@ class Dropout2d(HeldChannelDropout):
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, H, W]``.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training.
       rng_collection: the stream of ``rngs`` that mode ``'m'`` draws from.
       rngs: an ``nnx.Rngs`` or a stream, of which the layer forks its own.
 
@@ -185,6 +202,7 @@ class Dropout3d(HeldChannelDropout):
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, D, H, W]``.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training.
+      scale: whether what is kept is scaled by ``1 / (1 - p)`` in training.
       rng_collection: the stream of ``rngs`` that mode ``'m'`` draws from.
       rngs: an ``nnx.Rngs`` or a stream, of which the layer forks its own.
 
