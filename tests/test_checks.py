@@ -234,11 +234,11 @@ def test_deterministic_is_given_once(row):
     ):
         row.layer().apply(variables, x)
     with pytest.raises(ValueError, match=r"once, but got True as its field and False in"):
-        row.layer(deterministic=True).apply(variables, x, False)
+        row.layer(deterministic=True).apply(variables, x, deterministic=False)
     with pytest.raises(
         TypeError, match=r"`deterministic` must be a static.*static_argnames"
     ):
-        jax.jit(lambda flag: row.layer().apply(variables, x, flag))(True)
+        jax.jit(lambda flag: row.layer().apply(variables, x, deterministic=flag))(True)
 
 
 @every_row
