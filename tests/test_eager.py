@@ -96,8 +96,11 @@ LAYERS = {
 }
 
 
+SHORT = "Dropout", "fresh, p = 0.3", "held", "sampled, a surrogate", "analytic, gelu"
+
+
 @cases("mode", ["s", "m"], short=["s"])
-@cases("name", LAYERS, short=lambda name: name not in ("Dropout1d", "DropPath"))
+@cases("name", LAYERS, short=SHORT)
 def test_a_second_call_compiles_nothing(name, mode):
     make, deterministic = LAYERS[name]
     layer = make(step_mode=mode)
@@ -342,9 +345,12 @@ REFER = [
 ]
 
 
-@pytest.mark.short
-@pytest.mark.parametrize("refer", REFER)
-@pytest.mark.parametrize("factor", [1.0, jnp.full((1, 4), 2.0)])
+@cases("refer", REFER, short=REFER[1:3])
+@cases(
+    "factor",
+    [1.0, jnp.full((1, 4), 2.0)],
+    short=lambda factor: isinstance(factor, jax.Array),
+)
 def test_what_an_activation_refers_to_is_kept_alive_by_nothing(refer, factor):
     gain = Gain(factor)
     activation, alive = refer(gain), weakref.ref(gain)

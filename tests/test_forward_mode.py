@@ -68,11 +68,8 @@ WAYS = [whole, simulated, multi_step, vmapped, scanned]
     "fields, way",
     [(fields, way) for fields in FIELDS for way in WAYS],
     short=[
-        ("fresh", multi_step),
         ("fresh, no bias", scanned),
-        ("held", whole),
         ("held, p = 0.3", vmapped),
-        ("spiking", simulated),
     ],
 )
 def test_forward_mode_is_the_transpose_of_reverse_mode(fields, way):

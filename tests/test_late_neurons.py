@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.jaxprs import equations
 from tests.neurons import LIF, LateLIF, LateVariable, Net, loop
 
@@ -176,8 +177,10 @@ def test_monte_carlo_runs_them(x_seq, params, neuron):
     assert (found.variance > 0).any()
 
 
-@pytest.mark.parametrize(
-    ("neuron", "step_mode"), [(LateLIF, "s"), (LateLIF, "m"), (LateVariable, "s")]
+@cases(
+    ("neuron", "step_mode"),
+    [(LateLIF, "s"), (LateLIF, "m"), (LateVariable, "s")],
+    short=[(LateLIF, "m")],
 )
 def test_as_an_activation_they_are_sampled(x_seq, neuron, step_mode):
     """The draws of a layer are the same for any neuron: hold it against one not late."""

@@ -9,14 +9,18 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snn_dropout as sd
 from tests.compiled import collectives
+from tests.depth import cases
 from tests.forms import of_accelerators
 
 KEY = jax.random.key(5)
 STEPS, EXAMPLES, FEATURES, OUTPUTS = 4, 8, 64, 40
 X_SEQ = jax.random.normal(KEY, (STEPS, EXAMPLES, FEATURES)) + 3
 AXES = "data", "more", "model"
-every_kind = pytest.mark.parametrize(
-    "kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name
+every_kind = cases(
+    "kind",
+    [AxisType.Auto, AxisType.Explicit],
+    short=[AxisType.Explicit],
+    ids=lambda kind: kind.name,
 )
 
 # Where steps, examples and features lie.

@@ -12,6 +12,7 @@ import pytest
 import snn_dropout as sd
 from snn_dropout import functional
 from snn_dropout.functional import _chunks, connections
+from tests.depth import cases
 from tests.jaxprs import equations
 from tests.neurons import LIF
 
@@ -167,7 +168,7 @@ def test_moments_and_their_gradients_are_sums_of_float32(dtype):
 
 
 @every_half
-@pytest.mark.parametrize("activation", [None, nn.relu, LIF()])
+@cases("activation", [None, nn.relu, LIF()], short=lambda a: isinstance(a, LIF))
 def test_samples_are_averaged_wide(dtype, activation):
     """4096 draws of a variable that is nearly 2: a sum of half precision would stop."""
     layer = sd.DropConnectLinear(

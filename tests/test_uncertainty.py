@@ -133,7 +133,7 @@ def test_what_drops_nothing_is_certain(x_seq):
     np.testing.assert_allclose(found.mutual_information, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("inference_first", [True, False])
+@cases("inference_first", [True, False], short=[True])
 def test_a_lifted_jit_does_not_mix_it_up_with_inference(x_seq, inference_first):
     """It reuses what it traced for a call of the same signature."""
     model = nn.jit(Net, static_argnames="train")()

@@ -712,6 +712,7 @@ def test_memory_of_sampling_does_not_grow_with_the_samples():
         assert many < 6 * mean.nbytes
 
 
+@pytest.mark.exhaustive
 def test_no_key_leaks_out_of_a_loop():
     mean, variance = jnp.zeros((2, 3)), jnp.ones((2, 3))
 

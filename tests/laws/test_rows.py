@@ -12,6 +12,7 @@ import pytest
 
 import snn_dropout as sd
 from snn_dropout import functional
+from tests.depth import cases
 from tests.neurons import loop
 
 # The length of no two axes is the same, and 40 outputs are no whole number of words.
@@ -70,7 +71,7 @@ def with_gradients(run):
 
 
 @every_layer
-@pytest.mark.parametrize("use_bias", [True, False])
+@cases("use_bias", [True, False], short=[True])
 def test_where_nothing_is_lost_every_way_is_the_dense_layer(invariant, use_bias):
     """Outputs and all gradients, for inputs that differ at every step and example."""
     arguments = problem(use_bias)

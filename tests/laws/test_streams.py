@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.functional.test_words import assert_all_independent, one_bit_apart
 from tests.laws.catalogue import KINDS, every
 from tests.neurons import LIF, loop
@@ -93,7 +94,7 @@ def test_a_stream_that_is_missing_is_named_though_others_are_there():
             sd.simulate(Net(), variables, x_seq, rngs=given)
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
+@cases("at_once", [1, 3], short=[3])
 def test_monte_carlo_folds_the_sample_into_every_stream(at_once):
     """Mean and variance of each layer are those of a loop over simulations."""
     samples = 4
