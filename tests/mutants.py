@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = (
     *("snn_dropout", "tests", "docs", "examples", "benchmarks", ".ci"),
     *("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml"),
+    *("CITATION.cff", "LICENSE"),
 )
 PASSED, FAILED = 0, 1  # exit statuses of pytest; all others are no verdict
 

@@ -25,8 +25,31 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
         exec(compile(block, f"{page}.md, block {number}", "exec"), names)
 
 
-def test_every_page_but_the_reference_shows_code():
-    assert [name for name, blocks in BLOCKS.items() if not blocks] == ["reference"]
+def test_every_page_but_lists_of_names_and_programs_shows_code():
+    assert [name for name, blocks in BLOCKS.items() if not blocks] == [
+        "examples",
+        "reference",
+    ]
+
+
+def test_every_page_can_be_reached():
+    named = re.findall(
+        r"^  - .*: (\S+)\.md$", (DOCS.parent / "mkdocs.yml").read_text(), re.M
+    )
+    assert sorted(named) == sorted(page.stem for page in DOCS.glob("*.md"))
+
+
+def test_the_search_splits_names_into_words():
+    """At dots and before capitals; a name with underscores is found whole."""
+    settings = (DOCS.parent / "mkdocs.yml").read_text()
+    separator = re.search(r"separator: '(.*)'", settings)[1]
+    for name, words in {
+        "snn_dropout.Dropout3d": ["snn_dropout", "Dropout3d"],
+        "`nnx.DropPath(p=0.2)`": ["nnx", "Drop", "Path", "p", "0", "2"],
+        "functional.mask_key": ["functional", "mask_key"],
+        "sd.DropConnectLinear": ["sd", "Drop", "Connect", "Linear"],
+    }.items():
+        assert [word for word in re.split(separator, name) if word] == words
 
 
 def test_no_block_escapes_the_tests():

@@ -48,12 +48,14 @@ SHOWN = {
 def test_every_neuron_that_is_shown_is_looked_at():
     assert sorted(SHOWN) == [
         "README.md:LIF",
+        "devices.md:LIF",
         "index.md:LIF",
         "recipes.md:Integrator",
         "recipes.md:LIF",
         "state.md:LIF",
         "streaming.py:LIF",
         "train_digits.py:LIF",
+        "uncertainty.md:LIF",
     ]
 
 
