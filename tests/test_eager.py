@@ -296,7 +296,7 @@ def test_activations_of_another_dtype_and_shape_are_programs_of_their_own(dtype)
         )
 
 
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+@cases("transform", [lambda f: f, jax.jit], short=[jax.jit])
 def test_closures_over_traced_arrays_have_gradients(transform):
     def loss(gain):
         return averages(lambda z: jnp.square(gain * z)).sum()

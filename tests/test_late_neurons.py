@@ -16,7 +16,7 @@ from tests.neurons import LIF, LateLIF, LateVariable, Net, loop
 
 KEY = jax.random.key(7)
 RNGS = {"dropout": KEY}
-every_neuron = pytest.mark.parametrize("neuron", [LateLIF, LateVariable])
+every_neuron = cases("neuron", [LateLIF, LateVariable], short=[LateLIF])
 
 
 class Late(nn.Module):

@@ -138,6 +138,7 @@ def test_connections_of_a_batch_over_two_axes_exchange_nothing_but_gradients(kin
     check_connections_of_a_batch(kind, alone)
 
 
+@pytest.mark.exhaustive
 @every_kind
 def test_nor_does_the_form_of_accelerators(kind, alone):
     with of_accelerators():

@@ -89,8 +89,11 @@ def test_sums_of_products_are_wide(form, dtype):
             np.testing.assert_array_equal(wide(result), wide(jnp.asarray(value, dtype)))
 
 
-@pytest.mark.parametrize("invariant", [True, False])
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases(
+    "invariant, step_mode",
+    [(i, m) for i in (True, False) for m in "sm"],
+    short=[(True, "m")],
+)
 def test_gradients_of_lost_connections_are_sums_over_all_rows(invariant, step_mode):
     """That of the bias, too, over steps and examples."""
     dtype = jnp.bfloat16

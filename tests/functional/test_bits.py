@@ -131,8 +131,8 @@ def test_limits_of_p(p, bit):
 
 
 def test_rows_of_two_words_are_a_loop_and_all_others_one_pass():
-    """Of each the CPU's compiler makes faster code than of the other."""
-    for shape, loops in (((2, 5, 32), 0), ((3, 5, 64), 1), ((3, 2, 96), 0), ((64,), 1)):
+    """On CPU, beside the loop of other platforms: of each it makes the faster code."""
+    for shape, loops in (((2, 5, 32), 1), ((3, 5, 64), 2), ((3, 2, 96), 1), ((64,), 2)):
         program = jax.make_jaxpr(lambda key, s=shape: functional.draw_bits(key, s, 0.3))(
             KEY
         )

@@ -16,6 +16,7 @@ import snn_dropout as sd
 from tests.depth import cases
 from tests.laws.catalogue import (
     DROPOUTS,
+    ROWS,
     STEPS,
     every,
     every_connection,
@@ -290,7 +291,7 @@ def test_one_trace_for_one_shape(row):
         assert types(after) == types(state), name
 
 
-@every_row
+@every(ROWS, short=("Dropout p=0.3", "DropConnect invariant"))
 @cases("way", WAYS, short=["simulate"])
 def test_no_leaked_tracers(row, way):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])

@@ -3,16 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import snn_dropout.nnx as sdn
 from tests.compiled import collectives
+from tests.depth import cases
 from tests.nnx.catalogue import KEY, holds_nothing, masks_of
 from tests.test_devices import KINDS, mesh_of, place
 
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+every_kind = cases("kind", KINDS, short=KINDS[:1], ids=lambda kind: kind.name)
 
 
 def model():

@@ -9,6 +9,7 @@ from flax import nnx
 
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
+from tests.depth import cases
 from tests.nnx.catalogue import KEY, LIF, Net, holds_nothing, linen_net, masks_of, net
 
 X_SEQ = jax.random.normal(jax.random.key(1), (6, 4, 6))
@@ -81,7 +82,7 @@ class Told(nnx.Module):
         return self.theirs(self.fresh(x, **flag))
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["s"])
 def test_monte_carlo_drops_whatever_the_call_says_and_nothing_else(step_mode):
     model = Told(step_mode, rngs=nnx.Rngs(0))
     model.train()

@@ -326,6 +326,7 @@ def test_rows_restart_inside_of_a_stream():
     np.testing.assert_array_equal(masks_of(layer)["mask",], before)
 
 
+@pytest.mark.exhaustive
 def test_no_tracer_leaks_from_a_dry_run():
     model = nnx.Sequential(
         sdn.Dropout(0.5),
