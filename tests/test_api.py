@@ -95,7 +95,7 @@ MAY_IMPORT = {
     "nnx/masks": {"_checks", "functional", "nnx/_calls", "nnx/_engine", "nnx/_held"},
     "nnx/simulation": {"_checks", "functional", "nnx/_calls", "nnx/_engine"},
     "nnx/uncertainty": {"_checks", "functional", "nnx/_held", "nnx/simulation"},
-    "nnx/spyx": {"_checks", "nnx/_dropout", "nnx/_held"},
+    "nnx/spyx": {"_checks", "functional", "nnx/_dropout", "nnx/_held"},
 }
 
 
