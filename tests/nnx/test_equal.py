@@ -208,5 +208,5 @@ def test_rows_have_twins():
         *("Dropout", "Dropout p=0.3", "Dropout1d", "Dropout2d", "Dropout2d NCHW"),
         *("Dropout3d", "DropPath", "DropConnect fresh", "DropConnect invariant"),
         *("DropConnect without bias", "DropConnect spiking"),
-        *("Dropout array p", "Dropout p per unit"),
+        *("Dropout array p", "Dropout p per unit", "DropConnect tokens"),
     }
