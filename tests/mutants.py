@@ -1090,6 +1090,20 @@ MUTANTS = [
         "nnx/test_rules.py::test_rule_7_a_mask_of_another_batch_raises_and_names_both_shapes",
     ),
     Mutant(
+        "an NNX layer keeps p of the kind that it was made with",
+        "nnx/_dropout.py",
+        '        if name == "p":\n',
+        "        if False:\n",
+        "nnx/test_rates.py::test_another_p_of_another_kind_is_set_by_assignment",
+    ),
+    Mutant(
+        "tokens in NNX meet normals of other examples",
+        "nnx/_copies.py",
+        "shape = (samples, *(1,) * (mean.ndim - 1), mean.shape[-1])",
+        "shape = (samples, 1, mean.shape[-1])",
+        "nnx/test_tokens.py::test_in_inference_tokens_are_as_examples_of_their_own",
+    ),
+    Mutant(
         "copies of neurons in NNX do not go on from step to step",
         "nnx/_activation.py",
         "        layer.samples.set_value(copies)\n",
