@@ -6,6 +6,7 @@ from typing import Any
 OURS = "snn_dropout"
 SAMPLED, ANALYTIC = f"{OURS}, sampled", f"{OURS}, analytic"
 SIMULATE, MULTISTEP = f"{OURS}, simulate", f"{OURS}, MultiStep"
+IN_NNX = f"{OURS}.nnx, simulate"
 LAYERED = f"{OURS}, layer by layer"
 COPY, COPIES = "limit: a copy", "limit: two copies"
 UNDROPPED = "limit: without dropout"
@@ -134,6 +135,7 @@ WORKLOADS = (
         {"steps": 100, "examples": 64, "units": 1024, "p": 0.5},
         {
             SIMULATE: "dropout:scan ours",
+            IN_NNX: "dropout:scan nnx",
             UNDROPPED: "dropout:scan limit",
             FLAX_STEPS: "dropout:scan flax",
             SPIKINGJELLY: "torch_spikingjelly:scan",
@@ -180,6 +182,7 @@ WORKLOADS = (
         _NETWORK,
         {
             SIMULATE: "network:train simulate",
+            IN_NNX: "nnx_network:train",
             LAYERED: "network:train layer-by-layer",
             UNDROPPED: "network:train_without_dropout",
             SPIKINGJELLY: "torch_spikingjelly:train_network",

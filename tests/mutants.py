@@ -320,12 +320,12 @@ MUTANTS = [
     ),
     Mutant(
         "fresh connections are the same at every step of mode 'm'",
-        "linen/layers/dropconnect.py",
-        "            masks = self._masks(steps * examples, batch_sharding(x), whole=whole)",
-        "            masks = tuple(\n"
-        "                jnp.repeat(mask, steps, 0)\n"
-        "                for mask in self._masks(examples, whole=whole)\n"
-        "            )",
+        "functional/linear.py",
+        "        kernel_mask, bias_mask = masks(steps * examples, batch_sharding(x))",
+        "        kernel_mask, bias_mask = (\n"
+        "            mask if mask is None else jnp.repeat(mask, steps, 0)\n"
+        "            for mask in masks(examples, None)\n"
+        "        )",
         "test_dropconnect.py::test_multi_step_mode_draws_new_connections_at_every_step",
     ),
     Mutant(
@@ -585,23 +585,23 @@ MUTANTS = [
     # Rows: the step, the example, the input and the output of a mask.
     Mutant(
         "fresh connections: time is reversed",
-        "linen/layers/dropconnect.py",
-        "y = y.reshape(examples, steps, *tokens, self.out_features)",
-        "y = y.reshape(examples, steps, *tokens, self.out_features)[:, ::-1]",
+        "functional/linear.py",
+        "y = y.reshape(examples, steps, *tokens, outputs)",
+        "y = y.reshape(examples, steps, *tokens, outputs)[:, ::-1]",
         "laws/test_rows.py::test_where_nothing_is_lost_every_way_is_the_dense_layer",
     ),
     Mutant(
         "fresh connections: steps and examples are swapped",
-        "linen/layers/dropconnect.py",
-        "y = y.reshape(examples, steps, *tokens, self.out_features)",
-        "y = y.reshape(steps, examples, *tokens, self.out_features).swapaxes(0, 1)",
+        "functional/linear.py",
+        "y = y.reshape(examples, steps, *tokens, outputs)",
+        "y = y.reshape(steps, examples, *tokens, outputs).swapaxes(0, 1)",
         "laws/test_rows.py::test_where_nothing_is_lost_every_way_is_the_dense_layer",
     ),
     Mutant(
         "fresh connections: the bias has one mask for all steps",
-        "linen/layers/dropconnect.py",
-        "bias_mask = bias_mask.reshape(examples, -1, *ones, self.out_features)",
-        "bias_mask = bias_mask.reshape(examples, -1, *ones, self.out_features)[:, :1]",
+        "functional/linear.py",
+        "bias_mask = bias_mask.reshape(examples, -1, *ones, outputs)",
+        "bias_mask = bias_mask.reshape(examples, -1, *ones, outputs)[:, :1]",
         "laws/test_rows.py::test_every_row_has_its_own_mask_and_gradients_meet_the_same",
     ),
     Mutant(
@@ -901,7 +901,7 @@ MUTANTS = [
     ),
     Mutant(
         "an inference of tokens draws for each of them",
-        "linen/layers/_activation.py",
+        "functional/_tokens.py",
         "    rows = (mean.shape[0], -1, mean.shape[-1])",
         "    rows = (-1, mean.shape[1], mean.shape[-1])",
         "test_tokens.py::test_in_inference_tokens_are_as_examples_of_their_own",
@@ -1090,10 +1090,24 @@ MUTANTS = [
         "nnx/test_rules.py::test_rule_7_a_mask_of_another_batch_raises_and_names_both_shapes",
     ),
     Mutant(
+        "an NNX layer keeps p of the kind that it was made with",
+        "nnx/_dropout.py",
+        '        if name == "p":\n',
+        "        if False:\n",
+        "nnx/test_rates.py::test_another_p_of_another_kind_is_set_by_assignment",
+    ),
+    Mutant(
+        "tokens in NNX meet normals of other examples",
+        "nnx/_copies.py",
+        "shape = (samples, *(1,) * (mean.ndim - 1), mean.shape[-1])",
+        "shape = (samples, 1, mean.shape[-1])",
+        "nnx/test_tokens.py::test_in_inference_tokens_are_as_examples_of_their_own",
+    ),
+    Mutant(
         "copies of neurons in NNX do not go on from step to step",
-        "nnx/dropconnect.py",
-        "            self.samples.set_value(copies)\n",
-        "            pass\n",
+        "nnx/_activation.py",
+        "        layer.samples.set_value(copies)\n",
+        "        pass\n",
         "nnx/test_dropconnect.py::test_copies_live_as_long_as_the_simulation_and_rows_of_them_restart",
     ),
 ]

@@ -84,18 +84,25 @@ MAY_IMPORT = {
     "nnx/_copies": {"_checks", "nnx/_calls", "nnx/_engine"},
     "nnx/_dropout": {"_checks", "functional", "nnx/_held"},
     "nnx/layers": {"_checks", "functional", "nnx/_dropout"},
-    "nnx/dropconnect": {
+    "nnx/_activation": {
         "_checks",
         "functional",
         "nnx/_copies",
-        "nnx/_dropout",
         "nnx/_engine",
+        "nnx/_held",
+    },
+    "nnx/dropconnect": {
+        "_checks",
+        "functional",
+        "nnx/_activation",
+        "nnx/_copies",
+        "nnx/_dropout",
         "nnx/_held",
     },
     "nnx/masks": {"_checks", "functional", "nnx/_calls", "nnx/_engine", "nnx/_held"},
     "nnx/simulation": {"_checks", "functional", "nnx/_calls", "nnx/_engine"},
     "nnx/uncertainty": {"_checks", "functional", "nnx/_held", "nnx/simulation"},
-    "nnx/spyx": {"_checks", "nnx/_dropout", "nnx/_held"},
+    "nnx/spyx": {"_checks", "functional", "nnx/_dropout", "nnx/_held"},
 }
 
 

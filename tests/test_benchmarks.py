@@ -12,10 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from benchmarks import __main__ as tool
 from benchmarks import checks, child, processes, scaling, table, workloads
-from benchmarks.implementations import PACKAGES, load, missing_packages
+from benchmarks.implementations import (
+    PACKAGES,
+    load,
+    missing_packages,
+    network,
+    nnx_network,
+)
 from benchmarks.implementations.dropout import applied, copy, forward_task, gradient_task
 from benchmarks.implementations.jax_tasks import programs_compiled
 
@@ -195,8 +202,24 @@ def test_right_implementations_pass():
     for who in ("ours", "flax", "limit"):
         channels = {"steps": 2, "examples": 16, "side": 2, "channels": 32, "p": 0.2}
         load(f"dropout:dropout_2d {who}", channels).check()
-        units = {"steps": 4, "examples": 8, "units": 64, "p": 0.5}
+    units = {"steps": 4, "examples": 8, "units": 64, "p": 0.5}
+    for who in ("ours", "nnx", "flax", "limit"):
         load(f"dropout:scan {who}", units).check()
+
+
+def test_the_network_of_nnx_is_that_of_linen():
+    settings = {"steps": 3, "examples": 4, "inputs": 32, "hidden": 64, "p": 0.5}
+    linen, arguments = network.arguments_of(**settings)
+    model = nnx_network.Net(32, 64, 0.5, nnx.Rngs(0))
+    losses, params = [], []
+    for forward in (network.by_simulate(linen), nnx_network.by_simulate(model)):
+        step = jax.jit(network.training_step(forward))
+        network.check(step, arguments, 0.5)
+        loss, _, trained, _ = step(*arguments, jax.random.key(3))
+        losses.append(float(loss))
+        params.append(trained)
+    assert losses[0] == losses[1]
+    jax.tree.map(np.testing.assert_array_equal, *params)
 
 
 def test_counts_of_connections_are_compared():
@@ -285,7 +308,7 @@ def test_several_cores_are_compared_with_one():
     names = {workload.name: workload for workload in workloads.WORKLOADS}
     workload = names["network"].beside_one_core()
     ours = [target.ours for target in workload.targets]
-    assert ours == [workloads.SIMULATE, workloads.LAYERED]
+    assert ours == [workloads.SIMULATE, workloads.IN_NNX, workloads.LAYERED]
     for target in workload.targets:
         assert workload.runs[target.rival] == workload.runs[target.ours]
         results = {target.ours: {"ms": 3.0}, target.rival: {"ms": 2.0}}

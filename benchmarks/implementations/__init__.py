@@ -13,6 +13,7 @@ from typing import Any
 # What has to be importable for a module here to be loaded, beside this package's needs.
 PACKAGES = {
     "network": ("optax",),
+    "nnx_network": ("optax",),
     "brainstate_fixed": ("brainstate",),
     "torch_spikingjelly": ("torch", "spikingjelly"),
 }

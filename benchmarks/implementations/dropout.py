@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import snn_dropout as sd
+import snn_dropout.nnx as sdn
 from benchmarks import checks
 from benchmarks.implementations import Task
 from benchmarks.implementations.jax_tasks import jitted_task, new_key
@@ -47,6 +48,9 @@ def scan(who: str, steps: int, examples: int, units: int, p: float) -> Task:
         layer = sd.Dropout(p, deterministic=False)
         return sd.simulate(layer, {}, x_seq, rngs={"dropout": key})[0]
 
+    def in_nnx(x_seq: jax.Array, key: jax.Array) -> jax.Array:
+        return sdn.simulate(sdn.Dropout(p), x_seq, key=key)
+
     def flax(x_seq: jax.Array, key: jax.Array) -> jax.Array:
         step, keys = (
             applied(nn.Dropout(p, deterministic=False)),
@@ -57,7 +61,7 @@ def scan(who: str, steps: int, examples: int, units: int, p: float) -> Task:
     def limit(x_seq: jax.Array, key: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda _, x: ((), copy(x, key)), (), x_seq)[1]
 
-    forward = {"ours": ours, "flax": flax, "limit": limit}[who]
+    forward = {"ours": ours, "nnx": in_nnx, "flax": flax, "limit": limit}[who]
     shape = (steps, examples, units)
     return forward_task(forward, shape, 0 if who == "limit" else p, held=who != "flax")
 

@@ -143,7 +143,7 @@ def _masks(updated: Any) -> list[jax.Array]:
     return [leaf for leaf in jax.tree.leaves(updated) if leaf.dtype == bool]
 
 
-def _arguments(
+def arguments_of(
     steps: int, examples: int, inputs: int, hidden: int, p: float
 ) -> tuple[Net, tuple[Any, ...]]:
     """Returns the network, and parameters, optimizer's state, inputs, labels."""
@@ -154,7 +154,7 @@ def _arguments(
     return net, (params, OPTIMIZER.init(params), x_seq, jnp.arange(examples) % CLASSES)
 
 
-def _training_step(forward: Forward) -> Callable[..., Any]:
+def training_step(forward: Forward) -> Callable[..., Any]:
     """Cross entropy of spike rates, and one step of gradient descent."""
 
     def step(params, optimizer_state, x_seq, labels, key):
@@ -170,7 +170,8 @@ def _training_step(forward: Forward) -> Callable[..., Any]:
     return step
 
 
-def _check(step: Any, arguments: tuple[Any, ...], p: float) -> None:
+def check(step: Any, arguments: tuple[Any, ...], p: float) -> None:
+    """Raises unless a training step learns under masks that are right."""
     loss, masks, params, _ = step(*arguments, new_key(3))
     moved = jax.tree.map(lambda new, old: bool((new != old).any()), params, arguments[0])
     checks.check_training(float(loss), masks, p, jax.tree.leaves(moved))
@@ -178,9 +179,9 @@ def _check(step: Any, arguments: tuple[Any, ...], p: float) -> None:
 
 def train(over_time: str, **settings: Any) -> Task:
     """Makes one training step."""
-    net, arguments = _arguments(**settings)
-    step = _training_step(OVER_TIME[over_time](net))
-    return jitted_task(step, arguments, lambda jitted: _check(jitted, arguments, net.p))
+    net, arguments = arguments_of(**settings)
+    step = training_step(OVER_TIME[over_time](net))
+    return jitted_task(step, arguments, lambda jitted: check(jitted, arguments, net.p))
 
 
 def train_without_dropout(**settings: Any) -> Task:
@@ -190,8 +191,8 @@ def train_without_dropout(**settings: Any) -> Task:
 
 def compiling(over_time: str, **settings: Any) -> Task:
     """Compiles the training step."""
-    net, arguments = _arguments(**settings)
-    step = _training_step(OVER_TIME[over_time](net))
+    net, arguments = arguments_of(**settings)
+    step = training_step(OVER_TIME[over_time](net))
 
     def prepare(number: int) -> tuple[Any, ...]:
         key = new_key(number)
@@ -201,12 +202,12 @@ def compiling(over_time: str, **settings: Any) -> Task:
     def run(key: jax.Array) -> Any:
         return jax.jit(step).lower(*arguments, key).compile()
 
-    return Task(timed(run, prepare), lambda: _check(jax.jit(step), arguments, net.p))
+    return Task(timed(run, prepare), lambda: check(jax.jit(step), arguments, net.p))
 
 
 def calling(how: str, **settings: Any) -> Task:
     """Calls ``simulate`` again and again, 'eager' or 'jitted'."""
-    net, (params, _, x_seq, _) = _arguments(**settings)
+    net, (params, _, x_seq, _) = arguments_of(**settings)
     forward = by_simulate(net) if how == "eager" else jax.jit(by_simulate(net))
     _, masks = forward(params, x_seq, new_key(0))
     key = new_key(1)

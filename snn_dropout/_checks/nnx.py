@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snn_dropout._checks.layers import check_deterministic
+from snn_dropout._checks.state import is_rate_of
 from snn_dropout._checks.time import _dtype, _may_become, _shapes
 
 
@@ -110,13 +111,15 @@ def check_held_mask(layer: str, name: str, held: Any, shape: Any, dtype: Any) ->
 
 
 def check_held_rate(layer: str, held: Any, shape: Any) -> None:
-    """Raises unless the probability is one number for each example of its mask."""
-    if tuple(held.shape) != tuple(shape) or held.dtype != jnp.float32:
+    """Raises unless the probability has a row for each example of its mask."""
+    if not is_rate_of(held, shape):
+        rows = shape[:1] + (1,) * (len(shape) - 1)
         raise ValueError(
             f"The `mask_p` that {layer} holds must fit its mask: it has shape "
             f"{tuple(held.shape)} and dtype {held.dtype}, but the mask needs shape "
-            f"{tuple(shape)} and dtype float32. Both belong to one simulation: save, "
-            f"restore and drop them together, or call `reset_masks(model)`."
+            f"{rows}, or longer axes up to {shape}, and dtype float32. Both belong to one "
+            f"simulation: save, restore and drop them together, or call "
+            f"`reset_masks(model)`."
         )
 
 

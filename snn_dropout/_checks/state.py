@@ -55,11 +55,7 @@ def check_one_shape(where: str, shape: Sequence[int], other: Sequence[int]) -> N
 def check_stored_rate(where: str, stored: Any, mask_shape: Sequence[int]) -> None:
     """Raises unless the stored probability has a row for each example of its mask."""
     shape = tuple(mask_shape)
-    fits = len(stored.shape) == len(shape) and all(
-        length == most or (axis > 0 and length == 1)
-        for axis, (length, most) in enumerate(zip(stored.shape, shape, strict=True))
-    )
-    if not fits or stored.dtype != jnp.float32:
+    if not is_rate_of(stored, shape):
         rows = shape[:1] + (1,) * (len(shape) - 1)
         raise ValueError(
             f"The probability stored at {where} must fit its mask: it has shape "
@@ -68,6 +64,15 @@ def check_stored_rate(where: str, stored: Any, mask_shape: Sequence[int]) -> Non
             f"simulation: save, restore and drop them together, or start from "
             f"`reset_masks(state)`."
         )
+
+
+def is_rate_of(stored: Any, shape: Sequence[int]) -> bool:
+    """Returns whether an array is float32 and has a row for each example of a mask."""
+    fits = len(stored.shape) == len(shape) and all(
+        length == most or (axis > 0 and length == 1)
+        for axis, (length, most) in enumerate(zip(stored.shape, shape, strict=True))
+    )
+    return fits and bool(stored.dtype == jnp.float32)
 
 
 def refuse_lone_rate(where: str, mask: str) -> None:

@@ -15,7 +15,7 @@ def first_copies(module: Any, z: Any, samples: int) -> tuple[Any, ...]:
 
     Args:
       module: the neurons; their Variables are the first state of each copy.
-      z: an array or the shape of one, the input of one step ``[N, O]``.
+      z: an array or the shape of one, the input of one step ``[N, ..., O]``.
       samples: the number of copies, ``S``.
 
     Returns:
@@ -52,12 +52,12 @@ def average_of_copies(
       module: the neurons; they are not changed.
       copies: their states, from :func:`first_copies` or this function; None to start anew.
       key: makes the standard normals, which the examples share.
-      mean_seq: the means of the inputs, ``[T, N, O]``.
+      mean_seq: the means of the inputs, ``[T, N, ..., O]``.
       deviation_seq: their standard deviations, of the same shape.
       samples: the number of copies, ``S``.
 
     Returns:
-      The averages ``[T, N, O]``, and the states of the copies.
+      The averages ``[T, N, ..., O]``, and the states of the copies.
     """
     pure = PureCall(module)
     dry = _dry(pure, jax.ShapeDtypeStruct(mean_seq.shape[1:], mean_seq.dtype))
@@ -73,7 +73,8 @@ def average_of_copies(
 
     def step(states: tuple[Any, ...], inputs: Any) -> tuple[tuple[Any, ...], jax.Array]:
         key, mean, deviation = inputs
-        normals = jax.random.normal(key, (samples, 1, mean.shape[-1]), mean.dtype)
+        shape = (samples, *(1,) * (mean.ndim - 1), mean.shape[-1])
+        normals = jax.random.normal(key, shape, mean.dtype)
         z = mean[None] + deviation[None] * normals
         after, y = jax.vmap(sample, in_axes=(axes, 0), out_axes=(axes, 0))(list(states), z)
         return tuple(after), y.mean(0)

@@ -9,7 +9,8 @@ from flax import nnx
 
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import nnx as _nnx_checks
-from snn_dropout._checks.masks import check_probability
+from snn_dropout._checks.masks import check_rate, check_rates_fit, is_array
+from snn_dropout.functional._rates import Rate, drops_nothing
 from snn_dropout.functional.keys import mask_key
 from snn_dropout.functional.masks import (
     apply_mask,
@@ -33,12 +34,13 @@ Streams = nnx.Rngs | nnx.RngStream
 class HeldDropout(HoldingLayer):
     """What the layers share; each of them says which axes share one mask element."""
 
+    p: Rate
     mask: HeldMask | None
     mask_p: HeldMask | None
 
     def __init__(
         self,
-        p: float = 0.5,
+        p: Rate = 0.5,
         *,
         step_mode: str = "s",
         deterministic: bool | None = False,
@@ -46,7 +48,7 @@ class HeldDropout(HoldingLayer):
         rng_collection: str = "dropout",
         rngs: Streams | None = None,
     ) -> None:
-        check_probability(p)
+        check_rate(p)
         _checks.check_flag("scale", scale, "whether what is kept is scaled by 1 / (1 - p)")
         _checks.check_step_mode(step_mode)
         _checks.check_deterministic(deterministic)
@@ -61,6 +63,13 @@ class HeldDropout(HoldingLayer):
         self.rngs = nnx.data(None) if rngs is None else rngs.fork()
         self.mask = nnx.data(None)
         self.mask_p = nnx.data(None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; ``p`` is state as an array, and structure as a number."""
+        if name == "p":
+            # Flax decides that once, by the first value, and raises at another kind.
+            value = nnx.data(value) if is_array(value) else nnx.static(value)
+        super().__setattr__(name, value)
 
     def __call__(
         self,
@@ -84,8 +93,8 @@ class HeldDropout(HoldingLayer):
 
         Raises:
           RuntimeError: mode ``'s'`` in training without a mask.
-          ValueError: the rank is wrong, the mask does not fit, mode ``'m'`` is handed one
-            step of a simulation, or has neither a mask nor a stream.
+          ValueError: the rank is wrong, the mask or an array ``p`` does not fit, mode
+            ``'m'`` is handed one step of a simulation, or has neither a mask nor a stream.
         """
         whole = self.step_mode == "m"
         if whole:
@@ -95,7 +104,7 @@ class HeldDropout(HoldingLayer):
         )
         self._check_rank(x, self.step_mode)
         self._note(x, self.step_mode)
-        if self.p == 0 or (deterministic and not self._always_drops):
+        if drops_nothing(self.p) or (deterministic and not self._always_drops):
             return x
         found = self._find_masks(x)
         if found:
@@ -141,8 +150,7 @@ class HeldDropout(HoldingLayer):
         elif found:
             _nnx_checks.refuse_lone(name, "mask_p", "mask")
         if "mask_p" in found:
-            rows = shape[:1] + (1,) * (len(shape) - 1)
-            _nnx_checks.check_held_rate(name, found["mask_p"], rows)
+            _nnx_checks.check_held_rate(name, found["mask_p"], shape)
         return found
 
     def _make(self, x: Any, shape: tuple[int, ...], key_of: KeyOf) -> Values:
@@ -155,7 +163,9 @@ class HeldDropout(HoldingLayer):
         return self._make(like(mask), mask.shape, key_of)
 
     def _mask_shape_of(self, x: jax.Array) -> tuple[int, ...]:
-        return self._mask_shape(x.shape[1:] if self.step_mode == "m" else x.shape)
+        shape = self._mask_shape(x.shape[1:] if self.step_mode == "m" else x.shape)
+        check_rates_fit(self.p, shape)
+        return shape
 
     @abc.abstractmethod
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:

@@ -31,9 +31,9 @@ class HeldMask(nnx.Variable[jax.Array]):
     ``y[t] = where(mask, x[t], 0) / (1 - mask_p)``
 
     No ``nnx.Param``: nothing differentiates or optimizes it. The layers hold ``mask``
-    (bool ``[N, ...]``) and ``mask_p`` (float32 ``[N, 1, ...]``), or ``kernel_mask``
-    (uint32, one bit a connection, ``[N, ...]``) and ``bias_mask`` (bool ``[N, O]``); each
-    attribute is None where there is none.
+    (bool ``[N, ...]``) and ``mask_p`` (float32 ``[N, 1, ...]``, with the lengths of a ``p``
+    that is one a unit), or ``kernel_mask`` (uint32, one bit a connection, ``[N, ...]``) and
+    ``bias_mask`` (bool ``[N, O]``); each attribute is None where there is none.
 
     Example::
 

@@ -1,5 +1,6 @@
 """A linear layer for Flax NNX that loses connections, per example and held if asked to."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,20 +15,14 @@ from snn_dropout._checks import connections as _connection_checks
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import nnx as _nnx_checks
 from snn_dropout._checks.masks import check_probability
-from snn_dropout.functional._averages import standard_deviation
-from snn_dropout.functional._lost import Masks, draw_connections, lose_connections
 from snn_dropout.functional._sharding import batch_sharding
 from snn_dropout.functional.bits import packed_width
-from snn_dropout.functional.expectation import (
-    check_expectation,
-    expected_activation,
-    moments,
-    sampled_activation,
-)
+from snn_dropout.functional.expectation import check_expectation, moments
 from snn_dropout.functional.keys import mask_key
-from snn_dropout.nnx._copies import average_of_copies, first_copies, renewed_copies
+from snn_dropout.functional.linear import Masks, draw_connections, linear, masked_linear
+from snn_dropout.nnx._activation import activate, infer
+from snn_dropout.nnx._copies import renewed_copies
 from snn_dropout.nnx._dropout import Streams
-from snn_dropout.nnx._engine import call_over_time
 from snn_dropout.nnx._held import (
     MASKS,
     SAMPLES,
@@ -60,6 +55,12 @@ class DropConnectLinear(HoldingLayer):
     connection, and ``bias_mask``, for equal names and key those of
     ``snn_dropout.DropConnectLinear``, bit for bit. ``p=0`` is ``nnx.Linear``.
 
+    Axes between batch and features are tokens, ``[N, L, I]`` or ``[N, H, W, I]``, which
+    share the masks of their example. So ``[N, L, I]``, one step, can not be told from
+    ``[T, N, I]``, all steps: in mode ``'s'`` a whole sequence would have a mask for each
+    time step, shared by the batch, and in mode ``'m'`` a step with tokens one for each
+    token. The first raises where something beside the layer runs over all steps.
+
     Example::
 
       >>> import jax, jax.numpy as jnp
@@ -79,7 +80,8 @@ class DropConnectLinear(HoldingLayer):
       invariant: whether the masks are held over the simulation.
       activation: None, a callable on arrays, or an NNX module (a spiking neuron, say),
         which is stepped through time.
-      step_mode: ``'s'`` for one step ``[N, I]``, ``'m'`` for all ``[T, N, I]``.
+      step_mode: ``'s'`` for one step ``[N, ..., I]``, ``'m'`` for all
+        ``[T, N, ..., I]``.
       deterministic: True for inference, False for training; ``model.eval()`` and
         ``model.train()`` set it.
       kernel_init: of the kernel ``[I, O]``; by default U(-1/sqrt(I), 1/sqrt(I)).
@@ -87,8 +89,8 @@ class DropConnectLinear(HoldingLayer):
       dtype: of the computation; by default that of input and parameters together.
       param_dtype: of the parameters.
       inference: ``'sample'`` averages ``samples_num`` draws, whose standard normals the
-        examples of a batch share; ``'analytic'`` is the exact expectation, of an
-        elementwise activation.
+        examples of a batch, and their tokens, share; ``'analytic'`` is the exact
+        expectation, of an elementwise activation.
       rng_collection: the stream of ``rngs`` for samples, and for masks that are new at each
         step or drawn outside of a simulation.
       rngs: an ``nnx.Rngs`` for the parameters, of which the layer forks its stream.
@@ -165,15 +167,15 @@ class DropConnectLinear(HoldingLayer):
         """Applies the layer.
 
         Args:
-          x: one step ``[N, I]`` where ``step_mode`` is ``'s'``, all steps
-            ``[T, N, I]`` where it is ``'m'``.
+          x: one step ``[N, ..., I]`` where ``step_mode`` is ``'s'``, all steps
+            ``[T, N, ..., I]`` where it is ``'m'``.
           deterministic: True for inference, False for training; it comes before the
             attribute.
           rngs: what samples and fresh masks are drawn from, an ``nnx.Rngs``, a stream or a
             key; it comes before the attribute.
 
         Returns:
-          ``[N, O]`` or ``[T, N, O]``.
+          ``[N, ..., O]`` or ``[T, N, ..., O]``.
 
         Raises:
           RuntimeError: mode ``'s'`` in training without the masks that it should hold.
@@ -188,7 +190,7 @@ class DropConnectLinear(HoldingLayer):
         deterministic = _nnx_checks.choose_deterministic(
             type(self).__name__, self.deterministic, deterministic
         )
-        _checks.check_rank("DropConnectLinear", x, self.step_mode, "N, I", 2, 2)
+        _checks.check_rank("DropConnectLinear", x, self.step_mode, "N, ..., I", 2, math.inf)
         _connection_checks.check_features(x, self.in_features)
         self._note(x, self.step_mode)
         y_seq = self._forward(
@@ -210,19 +212,18 @@ class DropConnectLinear(HoldingLayer):
             (x_seq, self.kernel.get_value(), bias), dtype=self.dtype
         )
         if self.p == 0:
-            z_seq = x_seq @ kernel
-            return self._activate(z_seq if bias is None else z_seq + _row(bias, z_seq.ndim))
+            return activate(self, linear(x_seq, kernel, bias))
         if deterministic:
             mean, variance = moments(x_seq, kernel, bias, self.p)
-            return self._infer(mean, variance, kernel.dtype, rngs).astype(kernel.dtype)
+            return infer(self, mean, variance, kernel.dtype, rngs).astype(kernel.dtype)
         if self.inference == "analytic" and self._recorder is not None:
             check_expectation(self.activation, x_seq @ kernel)
 
         def masks(examples: int, sharding: NamedSharding | None) -> Masks:
             return self._masks(examples, sharding, rngs)
 
-        z_seq = lose_connections(x_seq, kernel, bias, masks, invariant=self.invariant)
-        return self._activate(z_seq)
+        z_seq = masked_linear(x_seq, kernel, bias, masks, invariant=self.invariant)
+        return activate(self, z_seq)
 
     def _masks(self, examples: int, sharding: NamedSharding | None, rngs: Any) -> Masks:
         if not self.invariant:
@@ -273,55 +274,9 @@ class DropConnectLinear(HoldingLayer):
         key = fresh_key(self, rngs, what)
         return lambda name: mask_key(key, (), name)
 
-    def _activate(self, z_seq: jax.Array) -> jax.Array:
-        if self.activation is None:
-            return z_seq
-        if not isinstance(self.activation, nnx.Module):
-            result: jax.Array = self.activation(z_seq)
-            return result
-        if self.step_mode == "s":
-            y: jax.Array = self.activation(z_seq[0])
-            return y[None]
-        y_seq: jax.Array = call_over_time(self.activation, z_seq)
-        return y_seq
-
-    def _infer(
-        self, mean: jax.Array, variance: jax.Array, dtype: Any, rngs: Any
-    ) -> jax.Array:
-        if self.inference == "analytic":
-            return expected_activation(self.activation, mean, variance)
-        key = fresh_key(self, rngs, "the samples (`inference='analytic'` takes no key)")
-        if not isinstance(self.activation, nnx.Module):
-            return sampled_activation(
-                key, self.activation, mean, variance, self.samples_num
-            )
-        z = jax.ShapeDtypeStruct(mean.shape[1:], dtype)
-
-        def make(layer: DropConnectLinear, _: KeyOf) -> Values:
-            return {SAMPLES: first_copies(layer.activation, z, layer.samples_num)}
-
-        found = self._find(SAMPLES, (SAMPLES,), z.shape, make)
-        if not found and self.step_mode == "s":
-            _nnx_checks.refuse_no_copies(type(self).__name__)
-        y_seq, copies = average_of_copies(
-            self.activation,
-            found.get(SAMPLES),
-            key,
-            mean.astype(dtype),
-            standard_deviation(variance).astype(dtype),
-            self.samples_num,
-        )
-        if self.samples is not None:
-            self.samples.set_value(copies)
-        return y_seq
-
 
 def _uniform(bound: float) -> Initializer:
     def init(key: jax.Array, shape: Any, dtype: Any, *_: Any) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-def _row(bias: jax.Array, ndim: int) -> jax.Array:
-    return bias.reshape((1,) * (ndim - 1) + (-1,))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 
 from snn_dropout._checks import layers as _checks
+from snn_dropout.functional._rates import Rate
 from snn_dropout.functional._shapes import (
     channel_mask_shape,
     example_mask_shape,
@@ -37,7 +38,8 @@ class Dropout(HeldDropout):
       True
 
     Args:
-      p: the probability of being dropped, a static number in [0, 1].
+      p: the probability of being dropped in [0, 1]: a static number, or an array that
+        broadcasts to the mask, which is state of the model. ``layer.p = rate`` sets it.
       broadcast_dims: the axes of one step's input, without ``T`` in either mode, that
         share one mask element.
       step_mode: ``'s'`` for one step ``[N, ...]``, ``'m'`` for all ``[T, N, ...]``.
@@ -54,7 +56,7 @@ class Dropout(HeldDropout):
         _checks.check_rank("Dropout", x, step_mode, "N, ...", 0, math.inf)
 
     def __init__(
-        self, p: float = 0.5, *, broadcast_dims: Sequence[int] = (), **options: Any
+        self, p: Rate = 0.5, *, broadcast_dims: Sequence[int] = (), **options: Any
     ) -> None:
         self.broadcast_dims = _checks.check_broadcast_dims(broadcast_dims)
         super().__init__(p, **options)
@@ -81,7 +83,8 @@ class DropPath(HeldDropout):
       (4, 2, 8, 8, 3)
 
     Args:
-      p: the probability that an example loses the branch, a static number in [0, 1].
+      p: the probability that an example loses the branch, in [0, 1]: a static number, or
+        an array of one, or of ``[N, 1, ...]``, see :class:`Dropout`.
       step_mode: ``'s'`` for one step ``[N, F, ...]``, ``'m'`` for all ``[T, N, F, ...]``.
       deterministic: True for inference, False for training.
       scale: whether what is kept is scaled by ``1 / (1 - p)`` in training.
@@ -91,7 +94,7 @@ class DropPath(HeldDropout):
     Source: Huang et al. 2016, "Deep networks with stochastic depth".
     """
 
-    def __init__(self, p: float = 0.2, **options: Any) -> None:
+    def __init__(self, p: Rate = 0.2, **options: Any) -> None:
         super().__init__(p, **options)
 
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
@@ -107,7 +110,7 @@ class HeldChannelDropout(HeldDropout):
 
     space: ClassVar[tuple[str, ...]]
 
-    def __init__(self, p: float = 0.2, *, channel_axis: int = -1, **options: Any) -> None:
+    def __init__(self, p: Rate = 0.2, *, channel_axis: int = -1, **options: Any) -> None:
         _checks.check_channel_axis(channel_axis, 2 + len(self.space))
         self.channel_axis = channel_axis
         super().__init__(p, **options)
@@ -140,7 +143,9 @@ class Dropout1d(HeldChannelDropout):
       (2, 1, 3)
 
     Args:
-      p: the probability that a channel is dropped, a static number in [0, 1].
+      p: the probability that a channel is dropped, in [0, 1]: a static number, or an
+        array of one, or one a channel, ``[C]`` (``[C, 1]`` where ``channel_axis`` is
+        1), see :class:`Dropout`.
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, L]``.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training.
@@ -169,7 +174,9 @@ class Dropout2d(HeldChannelDropout):
       (2, 1, 1, 3)
 
     Args:
-      p: the probability that a channel is dropped, a static number in [0, 1].
+      p: the probability that a channel is dropped, in [0, 1]: a static number, or an
+        array of one, or one a channel, ``[C]`` (``[C, 1, 1]`` where ``channel_axis`` is
+        1), see :class:`Dropout`.
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, H, W]``.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training.
@@ -198,7 +205,9 @@ class Dropout3d(HeldChannelDropout):
       (2, 1, 1, 1, 3)
 
     Args:
-      p: the probability that a channel is dropped, a static number in [0, 1].
+      p: the probability that a channel is dropped, in [0, 1]: a static number, or an
+        array of one, or one a channel, ``[C]`` (``[C, 1, 1, 1]`` where ``channel_axis`` is
+        1), see :class:`Dropout`.
       channel_axis: the axis of ``C`` in one step's input; 1 for ``[N, C, D, H, W]``.
       step_mode: ``'s'`` for one step, ``'m'`` for all, with ``T`` in front.
       deterministic: True for inference, False for training.

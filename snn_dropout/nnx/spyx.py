@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from snn_dropout._checks import nnx as _nnx_checks
+from snn_dropout.functional._rates import drops_nothing
 from snn_dropout.nnx._dropout import HeldDropout
 from snn_dropout.nnx._held import fresh_key
 
@@ -54,7 +55,7 @@ class Carried(nnx.Module):
         Returns:
           The key, ``()`` in inference.
         """
-        if self.layer.deterministic or self.layer.p == 0:
+        if self.layer.deterministic or drops_nothing(self.layer.p):
             return ()
         return fresh_key(self.layer, None, "the mask")
 

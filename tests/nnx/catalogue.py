@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import numbers
 
 import flax
 import flax.linen as nn
@@ -77,7 +76,7 @@ def fields_of(layer):
         if field.name not in taken
     }
     others = [name for name in values.keys() & default if values[name] != default[name]]
-    complete = kind is not None and not others and isinstance(layer.p, numbers.Real)
+    complete = kind is not None and not others
     return {name: values[name] for name in values.keys() & taken}, complete
 
 

@@ -142,9 +142,20 @@ def test_arguments_behind_p_are_keywords():
 ARGUMENTS = {
     "p": (lambda: sdn.Dropout(1.5), ValueError, r"`p` must be in \[0, 1\]"),
     "traced": (
-        lambda: jax.jit(lambda p: sdn.Dropout(p)(X))(0.5),
+        lambda: jax.jit(lambda p: sdn.DropConnectLinear(6, 3, p=p, rngs=nnx.Rngs(0)))(0.5),
         TypeError,
         "`p` must be a static",
+    ),
+    "a list": (lambda: sdn.Dropout([0.5]), TypeError, "`p` must be a Python number or an"),
+    "rates": (
+        lambda: sdn.Dropout(jnp.float32([0.5, 2])),
+        ValueError,
+        r"`p` must be in \[0, 1\].*array with 2.0",
+    ),
+    "rates of others": (
+        lambda: sdn.init_masks(sdn.Dropout(jnp.full(4, 0.5)), X, key=KEY),
+        ValueError,
+        r"broadcast to the mask.*p\.reshape\(-1, 1\)",
     ),
     "mode": (lambda: sdn.Dropout(step_mode="x"), ValueError, "`step_mode` must be"),
     "axis": (lambda: sdn.Dropout2d(channel_axis=0), ValueError, "`channel_axis` must be"),

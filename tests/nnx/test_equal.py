@@ -33,9 +33,10 @@ def linen_run(row):
     @jax.jit
     def run(params, x_seq):
         y_seq, updated = sd.simulate(layer, {**variables, "params": params}, x_seq, **TRAIN)
+        state = updated["state"]
         return (y_seq**2 * jnp.arange(y_seq.size).reshape(y_seq.shape)).sum(), (
             y_seq,
-            {name: updated["state"][name] for name in row.leaves},
+            {name: state[name] for name in (*row.leaves, "mask_p") if name in state},
         )
 
     params = variables.get("params", {})
@@ -63,7 +64,7 @@ def test_simulate_gives_the_masks_outputs_and_gradients_of_linen(row):
     assert_equal(grads[1], of_input)
     with sdn.simulation(model, x_seq[0], key=KEY):
         held = masks_of(model)
-        assert_equal({name: held[name,] for name in row.leaves}, masks)
+        assert_equal({name: held[name,] for name in masks}, masks)
     assert holds_nothing(model)
 
 
@@ -78,7 +79,7 @@ def test_a_loop_and_mode_m_give_what_simulate_gives(row):
     np.testing.assert_allclose(loop, y_seq, **tolerance)
     with sdn.simulation(multi, x_seq, key=KEY):
         held = masks_of(multi)
-        assert_equal({name: held[name,] for name in row.leaves}, masks)
+        assert_equal({name: held[name,] for name in masks}, masks)
         np.testing.assert_allclose(multi(x_seq), y_seq, **tolerance)
     # A key in the call is that of the whole simulation.
     alone = twin(row.layer("m"), params)
@@ -112,7 +113,8 @@ def test_limits_of_p_are_those_of_linen(row, p):
     model = twin(layer, variables.get("params"))
     np.testing.assert_allclose(sdn.simulate(model, x_seq, key=KEY), expected, rtol=1e-5)
     sdn.init_masks(model, x_seq[0], key=KEY)
-    assert holds_nothing(model) == (p == 0 or not row.held), "p=0 stores nothing"
+    static = p == 0 and not row.array
+    assert holds_nothing(model) == (static or not row.held), "a static 0 stores nothing"
 
 
 def test_paths_are_written_as_linen_writes_them():
@@ -206,4 +208,5 @@ def test_rows_have_twins():
         *("Dropout", "Dropout p=0.3", "Dropout1d", "Dropout2d", "Dropout2d NCHW"),
         *("Dropout3d", "DropPath", "DropConnect fresh", "DropConnect invariant"),
         *("DropConnect without bias", "DropConnect spiking"),
+        *("Dropout array p", "Dropout p per unit", "DropConnect tokens"),
     }

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from snn_dropout.functional._averages import standard_deviation
 from snn_dropout.functional._sequences import first_step
-from snn_dropout.functional.expectation import expected_activation, sampled_activation
+from snn_dropout.functional._tokens import sample_tokens
+from snn_dropout.functional.expectation import expected_activation
 from snn_dropout.linen._held import fresh_key, path_of
 from snn_dropout.linen._simulation import (
     first_samples,
@@ -62,18 +63,7 @@ def infer(
     key = fresh_key(layer, f"the samples of {where} (`inference='analytic'` takes no key)")
     if _samples_neurons(layer):
         return _sample_neurons(layer, key, mean, variance, dtype, whole)
-    if mean.ndim == 3:
-        return sampled_activation(key, layer.activation, mean, variance, layer.samples_num)
-    # The tokens of an example share the draws, as the examples do.
-    rows = (mean.shape[0], -1, mean.shape[-1])
-    y_seq = sampled_activation(
-        key,
-        layer.activation,
-        mean.reshape(rows),
-        variance.reshape(rows),
-        layer.samples_num,
-    )
-    return y_seq.reshape(*mean.shape[:-1], y_seq.shape[-1])
+    return sample_tokens(key, layer.activation, mean, variance, layer.samples_num)
 
 
 def make_samples(layer: Any, z_seq: jax.Array) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,10 +17,10 @@ from snn_dropout._checks import connections as _connection_checks
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
 from snn_dropout._checks import parameters as _parameter_checks
-from snn_dropout.functional._sharding import batch_sharding, draw_sharded
+from snn_dropout.functional._sharding import draw_sharded
 from snn_dropout.functional.bits import draw_bits, packed_width
 from snn_dropout.functional.expectation import check_expectation, moments
-from snn_dropout.functional.linear import add_masked_bias, linear, masked_product
+from snn_dropout.functional.linear import linear, masked_linear
 from snn_dropout.functional.masks import draw_mask
 from snn_dropout.linen._held import check_single_step, fresh_key, held, note_sequence
 from snn_dropout.linen._parameters import LOST
@@ -216,25 +217,8 @@ class DropConnectLinear(nn.Module):
     ) -> jax.Array:
         if not whole:
             self._check_single_step(x_seq.shape[1:])
-        steps, examples, *tokens, _ = x_seq.shape
-        # All steps of an example lie together, so that a batch that is split over
-        # devices stays where it is.
-        x = x_seq.swapaxes(0, 1)
-        if self.invariant:
-            # All steps of an example are one matrix product with its mask.
-            kernel_mask, bias_mask = self._masks(examples, batch_sharding(x), whole=whole)
-            y = masked_product(x, kernel, kernel_mask)
-        else:
-            x = x.reshape(-1, *tokens, self.in_features)
-            masks = self._masks(steps * examples, batch_sharding(x), whole=whole)
-            kernel_mask, bias_mask = masks
-            y = masked_product(x[:, None], kernel, kernel_mask)[:, 0]
-            y = y.reshape(examples, steps, *tokens, self.out_features)
-        if bias is not None and bias_mask is not None:
-            ones = (1,) * len(tokens)
-            bias_mask = bias_mask.reshape(examples, -1, *ones, self.out_features)
-            y = add_masked_bias(y, bias, bias_mask)
-        return y.swapaxes(0, 1)
+        masks = partial(self._masks, whole=whole)
+        return masked_linear(x_seq, kernel, bias, masks, invariant=self.invariant)
 
     def _masks(
         self, examples: int, sharding: NamedSharding | None = None, *, whole: bool
