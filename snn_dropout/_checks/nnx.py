@@ -226,6 +226,24 @@ def check_carried(where: str, before: Any, after: Any) -> None:
         )
 
 
+def refuse_other_batch(where: str, batch: int) -> NoReturn:
+    """Raises where one example meets neurons of a larger batch."""
+    raise RuntimeError(
+        f"The Variable {where} is of a batch of {batch}, but the input has one example, "
+        f"which would meet all of them. Restart the neurons before the simulation, with "
+        f"their own reset, or `model.neurons.v.set_value(jnp.zeros((1, units)))`."
+    )
+
+
+def refuse_one_name(where: str, path: Sequence[Any], other: Sequence[Any]) -> NoReturn:
+    """Raises where two layers would draw one mask, for their paths read alike."""
+    raise ValueError(
+        f"Each layer must have a name of its own, but two are {where}: {list(path)} and "
+        f"{list(other)}. An item of a list is written with its number behind the name, as "
+        f"linen does; rename one of the two."
+    )
+
+
 def refuse_unsettled() -> NoReturn:
     """Raises where each step changes what attributes and Variables there are."""
     raise ValueError(
@@ -238,6 +256,13 @@ def refuse_unsettled() -> NoReturn:
 
 def check_batch_of_rows(where: str, held: int, rows: int) -> None:
     """Raises unless what is held is of as many examples as there are rows."""
+    if held == 1 != rows:
+        raise ValueError(
+            f"The mask of {where} is one row for all examples (`broadcast_dims`) and can "
+            f"not be restarted row by row, but `done` has {rows} elements; restart the "
+            f"layers that have masks of their own one by one, `reset_rows(done, "
+            f"model.layer, key=key)`."
+        )
     if held != rows:
         raise ValueError(
             f"`done` must have one element for each example, but has {rows} where the "
@@ -261,15 +286,6 @@ def check_holds_none(paths: Sequence[str]) -> None:
         raise ValueError(
             f"`model` must hold no mask, for each sample draws its own, but there is one "
             f"at {', '.join(paths)}; call `reset_masks(model)` first."
-        )
-
-
-def check_carried_layer(layer: Any, kind: type) -> None:
-    """Raises unless a layer is one whose mask can be drawn again from its key."""
-    if not isinstance(layer, kind):
-        raise TypeError(
-            f"`layer` must be a dropout layer of `snn_dropout.nnx`, but got "
-            f"{type(layer).__name__}; write for example `Carried(Dropout(0.5, rngs=rngs))`."
         )
 
 

@@ -110,7 +110,8 @@ def check_row_is_own(
     if axis == 0:
         remedy = (
             "Keep it for all, and restart the others: `jax.tree.map(lambda old, new: old "
-            "if len(old) == 1 else reset_rows(done, old, new, axis=0), state, fresh)`."
+            "if old.shape[:1] in ((), (1,)) else reset_rows(done, old, new, axis=0), "
+            "state, fresh)`."
         )
         if rows in shape[1:2]:
             remedy += (
@@ -119,8 +120,8 @@ def check_row_is_own(
             )
     raise ValueError(
         f"The leaf at {where} has shape {tuple(shape)} where `done` has {rows} elements: a "
-        f"mask that all examples share (`broadcast_dims`) can not be restarted row by row. "
-        f"{remedy}"
+        f"mask that all examples share (`broadcast_dims`, `DropConnect`) can not be "
+        f"restarted row by row. {remedy}"
     )
 
 

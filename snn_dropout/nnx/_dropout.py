@@ -1,10 +1,12 @@
 """What the dropout layers share: one mask, found, made or drawn, and applied."""
 
 import abc
+import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from snn_dropout._checks import layers as _checks
@@ -67,6 +69,8 @@ class HeldDropout(HoldingLayer):
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; ``p`` is state as an array, and structure as a number."""
         if name == "p":
+            if isinstance(value, (numbers.Number, jax.Array, np.ndarray)):
+                check_rate(value)
             # Flax decides that once, by the first value, and raises at another kind.
             value = nnx.data(value) if is_array(value) else nnx.static(value)
         super().__setattr__(name, value)
@@ -125,6 +129,7 @@ class HeldDropout(HoldingLayer):
         Returns:
           An array of the shape of ``x``.
         """
+        self._check_rank(x, self.step_mode)
         made = self._make(like(x), self._mask_shape_of(x), lambda n: mask_key(key, (), n))
         return apply_mask(x, made["mask"], self.p, scale=self.scale)
 

@@ -1,5 +1,6 @@
 """The engine below ``simulate``: a call is tried once, and then scanned over time."""
 
+import contextlib
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from snn_dropout.nnx._held import (
     VARIABLES,
     Book,
     HoldingLayer,
+    Path,
     held_by,
     layers_of,
     names_of,
@@ -68,6 +70,8 @@ def dry_run(pure: PureCall, x: Any, *, one_step: bool) -> Dry:
         start = [_started(old, new) for old, new in zip(start, after, strict=True)]
         for name, old, new in zip(pure.names, start, after, strict=True):
             _nnx_checks.check_carried(name, old, new)
+        if one_step:
+            _check_batch(pure, x, y, start, moves)
     return Dry(y, start, moves, settled, book)
 
 
@@ -81,14 +85,19 @@ def make_held(model: Any, book: Book, key: Any, *, again: bool = False) -> Held:
       again: whether also what is held already.
     """
     layers = layers_of(model)
+    if key is not None and not again:
+        for path, layer in layers.items():
+            if any(name != SAMPLES for name, _ in held_by(layer)):
+                _nnx_checks.refuse_held("/".join(map(str, path)) or type(layer).__name__)
     made: Held = {}
+    taken: dict[tuple[str, ...], Path] = {}
     for (path, kind), wish in book.wishes.items():
         layer, names = layers[path], names_of(model, path)
         where = "/".join(names) or type(layer).__name__
+        if taken.setdefault(names, path) != path:
+            _nnx_checks.refuse_one_name(where, path, taken[names])
         holds = any((name == SAMPLES) == (kind == SAMPLES) for name, _ in held_by(layer))
         if holds and not again:
-            if key is not None and kind == MASKS:
-                _nnx_checks.refuse_held(where)
             continue
         if key is None and kind == MASKS:
             _nnx_checks.refuse_no_key(where)
@@ -183,6 +192,43 @@ def _first_by_itself(pure: PureCall, x_seq: Any, held: Held) -> Any:
     return jax.tree.map(
         lambda one, others: jnp.concatenate([jnp.expand_dims(one, 0), others]), first, y_seq
     )
+
+
+def _check_batch(
+    pure: PureCall, x: Any, y: Any, start: list[Any], moves: list[bool]
+) -> None:
+    """Raises where one example meets neurons of a larger batch, which would broadcast it.
+
+    They are those that lead the output as they do, and that keep a batch of 1 if they are
+    given one: a running average takes the shape of the features again.
+    """
+    leading = {shape[0] for leaf in jax.tree.leaves(x) if (shape := jnp.shape(leaf))}
+    batches = {shape[0] for leaf in jax.tree.leaves(y) if (shape := jnp.shape(leaf))}
+    places = [
+        n
+        for n, (value, moving) in enumerate(zip(start, moves, strict=True))
+        if moving and jnp.ndim(value) and value.shape[0] != 1 and value.shape[0] in batches
+    ]
+    if leading != {1} or not places:
+        return
+
+    def one(value: Any) -> Any:
+        return jax.ShapeDtypeStruct((1, *value.shape[1:]), value.dtype)
+
+    def step(parts: list[Any]) -> list[Any]:
+        values = list(start)
+        for place, part in zip(places, parts, strict=True):
+            values[place] = part
+        _, after, _, _ = pure(values, x, one_step=True, book=Book())
+        return [after[place] for place in places]
+
+    parts = [one(start[place]) for place in places]
+    with contextlib.suppress(TypeError, ValueError):
+        after = jax.eval_shape(step, parts)
+        for place, part, new in zip(places, parts, after, strict=True):
+            if new.shape == part.shape:
+                batch = start[place].shape[0]
+                _nnx_checks.refuse_other_batch(pure.names[place], batch)
 
 
 def _started(old: Any, new: Any) -> Any:

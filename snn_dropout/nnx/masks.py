@@ -29,8 +29,9 @@ def init_masks(
     The model is called once without computing anything (``jax.eval_shape``), on a copy,
     to learn the shapes: no membrane, running average or stream moves. Layers that drop
     nothing, in inference for example, get no mask. Called again it draws anew, into the
-    Variables that are there. Nothing takes these masks away but :func:`reset_masks`: where
-    a simulation has an end use ``simulation``, which can not forget to.
+    Variables that are there; layers that it does not reach lose theirs. Nothing takes
+    these masks away but :func:`reset_masks`: where a simulation has an end use
+    ``simulation``, which can not forget to.
 
     Example::
 
@@ -58,7 +59,12 @@ def init_masks(
     _nnx_checks.check_key("key", key)
     _nnx_checks.check_has_layers(len(layers_of(model)))
     book = dry_run(PureCall(model, args, kwargs), x, one_step=False).book
-    put(model, make_held(model, book, key, again=True))
+    made = make_held(model, book, key, again=True)
+    # What this call does not reach would go on under the masks of another simulation.
+    for path, layer in layers_of(model).items():
+        if not {(path, MASKS), (path, SAMPLES)} & made.keys():
+            drop(layer)
+    put(model, made)
 
 
 def reset_masks(model: nnx.Module) -> None:
@@ -130,13 +136,15 @@ def reset_rows(done: jax.Array, model: nnx.Module, *, key: jax.Array) -> None:
         _nnx_checks.check_batch_of_rows(where, rows, done.shape[0])
         for name in old.keys() & new.keys():
             kind = SAMPLES if name == SAMPLES else MASKS
-            chosen = jax.tree.map(lambda o, n: _choose(done, o, n), old[name], new[name])
+            # Of the copies of neurons, numbers and keys are of no example.
+            choose = partial(_choose, done, axes=2 if name == SAMPLES else 1)
+            chosen = jax.tree.map(choose, old[name], new[name])
             held.setdefault((path, kind), {})[name] = chosen
     _nnx_checks.check_holds(list(held))
     put(model, held)
 
 
-def _choose(done: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    if old.ndim < 2:  # numbers and keys of copies are of no example
+def _choose(done: jax.Array, old: jax.Array, new: jax.Array, *, axes: int) -> jax.Array:
+    if old.ndim < axes:
         return old
     return jnp.where(done.reshape(-1, *(1,) * (old.ndim - 1)), new, old)

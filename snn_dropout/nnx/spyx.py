@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from snn_dropout._checks import nnx as _nnx_checks
+from snn_dropout._checks import carried as _carried_checks
 from snn_dropout.functional._rates import drops_nothing
 from snn_dropout.nnx._dropout import HeldDropout
 from snn_dropout.nnx._held import fresh_key
@@ -43,7 +43,8 @@ class Carried(nnx.Module):
     """
 
     def __init__(self, layer: HeldDropout) -> None:
-        _nnx_checks.check_carried_layer(layer, HeldDropout)
+        _carried_checks.check_carried_layer(layer, HeldDropout)
+        _carried_checks.check_carried_mode(layer.step_mode)
         self.layer = layer
 
     def initial_state(self, batch_size: int) -> Any:
@@ -68,7 +69,12 @@ class Carried(nnx.Module):
 
         Returns:
           An array of the shape of ``x``, and the state.
+
+        Raises:
+          ValueError: the rank is wrong, or ``state`` is that of inference in training.
         """
-        if isinstance(state, tuple):
+        if self.layer.deterministic or drops_nothing(self.layer.p):
             return self.layer(x, deterministic=True), state
+        if isinstance(state, tuple):
+            _carried_checks.refuse_no_state(type(self.layer).__name__)
         return self.layer.drop(x, state), state
