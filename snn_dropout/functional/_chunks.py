@@ -114,7 +114,7 @@ def kernel_gradient_by_chunk(x: jax.Array, dy: jax.Array, words: jax.Array) -> j
     def add(row: jax.Array, example: jax.Array, dkernel: jax.Array) -> jax.Array:
         outer = jnp.einsum(
             "nsi,nso->nio",
-            examples.read_once(rows.read(x, row, 2), example, 0),
+            examples.read_once(rows.read_once(x, row, 2), example, 0),
             examples.read(dy, example, 0),
             preferred_element_type=wide,
         )

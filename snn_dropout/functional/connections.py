@@ -228,7 +228,7 @@ def kernel_gradient_by_example(x: jax.Array, dy: jax.Array, words: jax.Array) ->
 
 def forward_elsewhere(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
     """Walks the batch in chunks; one input a mask is one reduction."""
-    if x.shape[1] == 1:
+    if _is_reduction(x, *kernel.shape):
         return forward_fused(x, kernel, words)
     return _by_share(forward_by_chunk, (0, None, 0), join, (x, kernel, words), x)
 
@@ -238,7 +238,7 @@ def input_gradient_elsewhere(
 ) -> jax.Array:
     """Walks the batch in chunks; one input a mask is one reduction."""
     kernel, dy, words = lax.optimization_barrier((kernel, dy, words))
-    if dy.shape[1] == 1:
+    if _is_reduction(dy, *kernel.shape):
         return input_gradient_fused(kernel, dy, words)
     return _by_share(input_gradient_by_chunk, (None, 0, 0), join, (kernel, dy, words), dy)
 
@@ -246,9 +246,14 @@ def input_gradient_elsewhere(
 def kernel_gradient_elsewhere(x: jax.Array, dy: jax.Array, words: jax.Array) -> jax.Array:
     """Walks the batch in chunks; one input a mask is one reduction."""
     dy, words = lax.optimization_barrier((dy, words))
-    if x.shape[1] == 1:
+    if _is_reduction(x, dy.shape[2]):
         return kernel_gradient_fused(x, dy, words)
     return _by_share(kernel_gradient_by_chunk, (0, 0, 0), _total, (x, dy, words), x)
+
+
+def _is_reduction(batch: jax.Array, *sizes: int) -> bool:
+    # Nothing can be cut out of an axis of no elements.
+    return batch.shape[1] == 1 or 0 in (*batch.shape, *sizes)
 
 
 def forward_fused(x: jax.Array, kernel: jax.Array, words: jax.Array) -> jax.Array:
