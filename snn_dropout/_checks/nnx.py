@@ -228,7 +228,7 @@ def check_carried(where: str, before: Any, after: Any) -> None:
 
 def refuse_other_batch(where: str, batch: int) -> NoReturn:
     """Raises where one example meets neurons of a larger batch."""
-    raise RuntimeError(
+    raise ValueError(
         f"The Variable {where} is of a batch of {batch}, but the input has one example, "
         f"which would meet all of them. Restart the neurons before the simulation, with "
         f"their own reset, or `model.neurons.v.set_value(jnp.zeros((1, units)))`."

@@ -5,6 +5,7 @@ of a copy of the model, by attributes that only copies have: a dry run gives eac
 ``Recorder``, steps of a simulation say that they are single steps.
 """
 
+import abc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,9 +78,9 @@ class HoldingLayer(nnx.Module):
             if variable is not None
         }
 
+    @abc.abstractmethod
     def _renewed(self, key_of: KeyOf) -> Values:
         """Returns other values for all that the layer holds."""
-        raise NotImplementedError
 
     def _check_whole(self) -> None:
         if self._one_step:

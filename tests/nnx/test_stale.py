@@ -34,7 +34,7 @@ def test_one_example_does_not_meet_the_neurons_of_a_batch(train):
         net.eval()
     with jax.numpy_rank_promotion("allow"):
         sdn.simulate(net, jnp.ones((3, 4, 6)), key=KEY)
-        with pytest.raises(RuntimeError, match=r"0/v is of a batch of 4.*one example"):
+        with pytest.raises(ValueError, match=r"0/v is of a batch of 4.*one example"):
             sdn.simulate(net, jnp.ones((3, 1, 6)), key=KEY)
         net.layers[0].v.set_value(jnp.zeros((1, 6)))  # as it says
         assert sdn.simulate(net, jnp.ones((3, 1, 6)), key=KEY).shape == (3, 1, 6)
