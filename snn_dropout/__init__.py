@@ -17,14 +17,10 @@ step averages itself away; here it is drawn once per simulation and held.
 Who creates, reads, replaces and drops a mask is said in ``snn_dropout.linen.state``.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from snn_dropout import functional as functional
-from snn_dropout.convert import from_spikingjelly as from_spikingjelly
-from snn_dropout.convert import to_spikingjelly as to_spikingjelly
-from snn_dropout.linen import DropConnect as DropConnect
-from snn_dropout.linen import DropConnectLinear as DropConnectLinear
+from snn_dropout._on_demand import on_demand
 from snn_dropout.linen import Dropout as Dropout
 from snn_dropout.linen import Dropout1d as Dropout1d
 from snn_dropout.linen import Dropout2d as Dropout2d
@@ -32,13 +28,30 @@ from snn_dropout.linen import Dropout3d as Dropout3d
 from snn_dropout.linen import DropPath as DropPath
 from snn_dropout.linen import MultiStep as MultiStep
 from snn_dropout.linen import init_state as init_state
-from snn_dropout.linen import monte_carlo as monte_carlo
 from snn_dropout.linen import reset_masks as reset_masks
 from snn_dropout.linen import reset_rows as reset_rows
 from snn_dropout.linen import simulate as simulate
 
 if TYPE_CHECKING:
     from snn_dropout import nnx as nnx
+    from snn_dropout.convert import from_spikingjelly as from_spikingjelly
+    from snn_dropout.convert import to_spikingjelly as to_spikingjelly
+    from snn_dropout.linen import DropConnect as DropConnect
+    from snn_dropout.linen import DropConnectLinear as DropConnectLinear
+    from snn_dropout.linen import monte_carlo as monte_carlo
+else:
+    # Who drops units alone waits for nothing else.
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        {
+            "DropConnect": "linen",
+            "DropConnectLinear": "linen",
+            "from_spikingjelly": "convert",
+            "monte_carlo": "linen",
+            "nnx": "nnx",
+            "to_spikingjelly": "convert",
+        },
+    )
 
 __version__ = "0.1.0"
 
@@ -60,11 +73,3 @@ __all__ = [
     "simulate",
     "to_spikingjelly",
 ]
-
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        # Who works with linen alone does not wait for it.
-        if name == "nnx":
-            return importlib.import_module("snn_dropout.nnx")
-        raise AttributeError(f"module 'snn_dropout' has no attribute {name!r}")

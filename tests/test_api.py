@@ -36,10 +36,117 @@ def test_importing_is_silent_and_brings_jax_and_flax_only():
     assert ast.literal_eval(run.stdout) <= allowed
 
 
+def in_a_fresh_process(program):
+    """What a program prints, where nothing of the package has been imported yet."""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    return ast.literal_eval(run.stdout)
+
+
+ON_DEMAND = {
+    "snn_dropout.convert",
+    "snn_dropout.functional._chunks",
+    "snn_dropout.functional._closed_forms",
+    "snn_dropout.functional._trilinear",
+    "snn_dropout.functional.connections",
+    "snn_dropout.functional.expectation",
+    "snn_dropout.functional.parameters",
+    "snn_dropout.linen.layers.dropconnect",
+    "snn_dropout.linen.layers.wrapper",
+    "snn_dropout.linen.uncertainty",
+    "snn_dropout.nnx",
+}
+
+
+def test_importing_brings_what_dropout_needs_and_no_more():
+    """Nor does a dropout, or its simulation, ask for more when it is used."""
+    imported, used = in_a_fresh_process("""
+import sys, jax, flax.linen
+before = set(sys.modules)
+import snn_dropout as sd
+imported = set(sys.modules)
+def simulation(x_seq):
+    rngs = {"dropout": jax.random.key(0)}
+    return sd.simulate(sd.Dropout(0.5), {}, x_seq, deterministic=False, rngs=rngs)
+jax.eval_shape(simulation, jax.ShapeDtypeStruct((2, 1, 3), "float32"))
+used = {name for name in set(sys.modules) - imported if name.startswith("snn_dropout")}
+print((imported - before, used))
+""")
+    assert not [name for name in imported if name.startswith(tuple(ON_DEMAND))]
+    assert not used
+    # Each is there when it is asked for, by this name.
+    for package in (sd, functional):
+        for name in package.__all__:
+            getattr(package, name)
+    assert set(sys.modules) > ON_DEMAND
+    # Whatever JAX and Flax import in some version, this is not for us.
+    heavy = {"concurrent", "numpy", "optax", "orbax", "scipy", "statistics"}
+    assert not {name.split(".")[0] for name in imported} & heavy
+
+
+def test_names_that_are_imported_on_demand_are_as_others():
+    """In a star, in ``dir``, in copies and pickles, and by a name that is not there."""
+    found = in_a_fresh_process("""
+import copy, pickle
+import snn_dropout as sd
+for package in (sd, sd.functional):
+    assert set(package.__all__) <= set(dir(package))
+    assert not hasattr(package, "nowhere")
+assert "nnx" in dir(sd)
+names = {}
+exec("from snn_dropout import *; from snn_dropout.functional import *", names)
+assert set(sd.__all__) | set(sd.functional.__all__) <= set(names)
+assert names["DropConnect"] is sd.DropConnect is vars(sd)["DropConnect"]
+from snn_dropout import linen
+from snn_dropout.linen import layers
+for name in sd.__all__:
+    for package in (linen, layers):
+        assert name not in dir(package) or getattr(package, name) is getattr(sd, name)
+for item in (sd.DropConnect, sd.monte_carlo, sd.functional.Threshold(1.0)):
+    assert pickle.loads(pickle.dumps(item)) == copy.deepcopy(item) == item
+try:
+    sd.nowhere
+except AttributeError as error:
+    print(repr(str(error)))
+""")
+    assert found == "module 'snn_dropout' has no attribute 'nowhere'"
+
+
+def test_type_checkers_see_the_names_that_are_imported_on_demand():
+    """Their imports, which nothing runs, name what the package finds, and no more."""
+    for package in ("", "functional", "linen", "linen/layers"):
+        tree = ast.parse((PACKAGE / package / "__init__.py").read_text())
+        [choice] = [node for node in tree.body if isinstance(node, ast.If)]
+        typed = {alias.asname for node in choice.body for alias in node.names}
+        [found] = [node for node in ast.walk(choice) if isinstance(node, ast.Dict)]
+        assert typed == {key.value for key in found.keys}
+
+
+def test_names_may_be_asked_for_first_while_a_program_is_traced():
+    """A module that computes when it is imported would keep tracers of that program."""
+    asked_for = in_a_fresh_process("""
+import jax
+import snn_dropout as sd
+names = [(package, name) for package in (sd, sd.functional) for name in dir(package)]
+def program(x):
+    for package, name in names:
+        getattr(package, name)
+    return x
+with jax.checking_leaks():
+    jax.make_jaxpr(program)(1.0)
+import sys
+print(set(sys.modules))
+""")
+    assert asked_for > ON_DEMAND
+
+
 # What each part may know of the package, from the bottom up.
 MAY_IMPORT = {
+    "_on_demand": set(),
     "_checks": {"_checks"},
-    "functional": {"_checks", "functional"},
+    "functional": {"_checks", "_on_demand", "functional"},
     "convert": set(),
     "linen/_surroundings": {"_checks"},
     "linen/state": {"_checks", "linen/_surroundings"},
@@ -55,6 +162,7 @@ MAY_IMPORT = {
     "linen/_simulation": {"_checks", "functional", "linen/state", "linen/_scopes"},
     "linen/layers": {
         "_checks",
+        "_on_demand",
         "functional",
         "linen/_held",
         "linen/_parameters",
