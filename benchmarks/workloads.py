@@ -144,6 +144,7 @@ WORKLOADS = (
         (
             Target(FLAX_STEPS, at_least=8, ours=SIMULATE),
             Target(UNDROPPED, at_most=2, ours=SIMULATE),
+            Target(SIMULATE, at_most=1.05, ours=IN_NNX),
         ),
     ),
     Workload(
@@ -187,8 +188,11 @@ WORKLOADS = (
             UNDROPPED: "network:train_without_dropout",
             SPIKINGJELLY: "torch_spikingjelly:train_network",
         },
-        # Which runs layer by layer too.
-        (Target(SPIKINGJELLY, at_least=1.5, ours=LAYERED),),
+        (
+            # Which runs layer by layer too.
+            Target(SPIKINGJELLY, at_least=1.5, ours=LAYERED),
+            Target(SIMULATE, at_most=1.05, ours=IN_NNX),
+        ),
     ),
     Workload(
         "compile",
