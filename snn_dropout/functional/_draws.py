@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
@@ -18,6 +19,9 @@ from snn_dropout.functional._words import (
     threefry,
 )
 from snn_dropout.functional.bits import unpack_lanes
+
+# A row of a vector register of a TPU has so many numbers.
+_ROW = 128
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -39,7 +43,11 @@ def draw_alike(
     else:
         first_axes = None if sharding is None else _first_axes(sharding, ndim - 1)
         words = bernoulli_words(threefry(key, (*rows, length // bits), first_axes), q)
-        mask = unpack_lanes(words, bits)
+        mask = lax.platform_dependent(
+            words,
+            tpu=partial(_unpack_by_row, lanes=bits),
+            default=partial(unpack_lanes, lanes=bits),
+        )
     return _kept(mask, shape, sharding)
 
 
@@ -75,6 +83,32 @@ def _kept(
     # One mask in memory, not another draw of it for each time step that reads it.
     kept: jax.Array = lax.optimization_barrier(mask)
     return kept
+
+
+def _unpack_by_row(words: jax.Array, *, lanes: int) -> jax.Array:
+    """Unpacks as :func:`unpack_lanes` does, to the layout that arrays have on a TPU.
+
+    There axes of fewer than 128 numbers are merged where the batch is last in memory. A
+    loop over time that reads such a mask turns all that it carries, keeps and returns
+    that way, and copies its input at every step. Here each number of a row of 128, or
+    the next longer one that divides the axis, looks at all words of its row.
+    """
+    if lanes == 1 or words.shape[-1] * lanes < _ROW // 2:
+        return unpack_lanes(words, lanes)
+    *batch, count = words.shape
+    least = min(_ROW, count * lanes)
+    lengths = (n for n in range(1, _ROW + 1) if count % n == 0 and n * lanes >= least)
+    each = next(lengths, None)
+    if each is None:
+        return unpack_lanes(words, lanes)
+    column = np.arange(each * lanes)
+    own = column // lanes == np.arange(each)[:, None]
+    bits = np.where(own, 1 << column % lanes, 0).astype(np.uint32)
+    bits = bits.reshape((1,) * words.ndim + bits.shape)
+    rows = jnp.any(words.reshape(*batch, count // each, each, 1) & bits != 0, -2)
+    # Otherwise the compiler would merge the words' own axes after all.
+    rows = lax.optimization_barrier(rows)
+    return rows.reshape(*batch, count * lanes)
 
 
 def _bits_of_a_word(rows: Sequence[int], length: int) -> int:
