@@ -14,8 +14,8 @@ from benchmarks.compiled.targets import TARGETS, Target
 
 COLUMNS = (
     "program | temporary MiB, of at most | beside it | arguments, results "
-    "| kernels, loops, products | largest array | accessed MiB | cost model | exchanged "
-    "| compiled in"
+    "| kernels, loops, products | largest array | moved MiB | cycles | cost model "
+    "| exchanged | compiled in"
 )
 
 
@@ -75,6 +75,7 @@ def compile_all(
             "seconds": seconds,
             "bound": program.bound,
             "limit": program.limit,
+            "moves": program.moves,
             "masked": program.masked,
             "matrix_units": program.matrix_units,
         }
@@ -116,7 +117,8 @@ def rows(results: list[dict[str, Any]]) -> Iterator[str]:
             f"{result['arguments']:.1f}, {result['results']:.1f}",
             f"{result['kernels']}, {result['loops']}, {result['products']}",
             f"`{result['largest']}`",
-            _with_ratio(result, beside, "accessed", "{:.1f}"),
+            _with_ratio(result, beside, "moved", "{:.1f}"),
+            _with_ratio(result, beside, "cycles", "{:,}"),
             _with_ratio(result, beside, "microseconds", "{:.0f} us"),
             ", ".join(f"{kind} {size:,}" for kind, size in result["collectives"].items()),
             f"{result['seconds']:.1f} s",

@@ -33,6 +33,7 @@ class Program:
       bound: the largest temporary memory that is allowed, in MiB; None where it is not
         held to one.
       limit: the name of the program that it is compared with.
+      moves: how often what that one reads and writes it may read and write at most.
       masked: N I O, where no array of so many elements may exist.
       matrix_units: whether there has to be a matrix product in it.
     """
@@ -46,6 +47,7 @@ class Program:
     limit: str | None = None
     masked: int | None = None
     matrix_units: bool = False
+    moves: float | None = None
 
     def arguments(self, mesh: Any) -> list[Any]:
         """Returns the arguments, of which only shapes and places are there."""
@@ -191,15 +193,23 @@ def programs() -> dict[str, Program]:
         Program(
             "Dropout2d", partial(_dropout, channels), MAPS, (), 1, MASK, "a copy of maps"
         ),
-        Program(plain, partial(_simulation, 0), STEPS),
-        Program("100 steps", partial(_simulation, 0.5), STEPS, (), 1, 0.6, plain),
-        Program(plain_gradient, partial(_simulation_gradient, 0), STEPS),
+        Program(plain, partial(_simulation, 0), STEPS, bound=0.6),
+        Program(
+            "100 steps",
+            partial(_simulation, 0.5),
+            STEPS,
+            bound=0.6,
+            limit=plain,
+            moves=1.1,
+        ),
+        Program(plain_gradient, partial(_simulation_gradient, 0), STEPS, bound=160),
         Program(
             "100 steps, gradient",
             partial(_simulation_gradient, 0.5),
             STEPS,
             bound=160,
             limit=plain_gradient,
+            moves=1.1,
         ),
         Program("sampled inference", partial(_infer, "sample"), *LINEAR, bound=12),
         Program("exact inference", partial(_infer, "analytic"), *LINEAR, bound=10),

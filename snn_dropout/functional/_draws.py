@@ -107,8 +107,8 @@ def _unpack_by_row(words: jax.Array, *, lanes: int) -> jax.Array:
     bits = bits.reshape((1,) * words.ndim + bits.shape)
     rows = jnp.any(words.reshape(*batch, count // each, each, 1) & bits != 0, -2)
     # Otherwise the compiler would merge the words' own axes after all.
-    rows = lax.optimization_barrier(rows)
-    return rows.reshape(*batch, count * lanes)
+    mask: jax.Array = lax.optimization_barrier(rows).reshape(*batch, count * lanes)
+    return mask
 
 
 def _bits_of_a_word(rows: Sequence[int], length: int) -> int:
