@@ -208,8 +208,8 @@ MAY_IMPORT = {
         "nnx/_held",
     },
     "nnx/masks": {"_checks", "functional", "nnx/_calls", "nnx/_engine", "nnx/_held"},
-    "nnx/simulation": {"_checks", "functional", "nnx/_calls", "nnx/_engine"},
-    "nnx/uncertainty": {"_checks", "functional", "nnx/_held", "nnx/simulation"},
+    "nnx/time": {"_checks", "functional", "nnx/_calls", "nnx/_engine"},
+    "nnx/uncertainty": {"_checks", "functional", "nnx/_held", "nnx/time"},
     "nnx/spyx": {"_checks", "functional", "nnx/_dropout", "nnx/_held"},
 }
 

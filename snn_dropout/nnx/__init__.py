@@ -31,9 +31,9 @@ from snn_dropout.nnx.layers import DropPath as DropPath
 from snn_dropout.nnx.masks import init_masks as init_masks
 from snn_dropout.nnx.masks import reset_masks as reset_masks
 from snn_dropout.nnx.masks import reset_rows as reset_rows
-from snn_dropout.nnx.simulation import simulate as simulate
-from snn_dropout.nnx.simulation import simulation as simulation
 from snn_dropout.nnx.spyx import Carried as Carried
+from snn_dropout.nnx.time import simulate as simulate
+from snn_dropout.nnx.time import simulation as simulation
 from snn_dropout.nnx.uncertainty import monte_carlo as monte_carlo
 
 __all__ = [

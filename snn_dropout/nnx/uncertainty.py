@@ -16,7 +16,7 @@ from snn_dropout.functional._uncertainty import (
     uncertainty,
 )
 from snn_dropout.nnx._held import held_by, layers_of, names_of
-from snn_dropout.nnx.simulation import simulate, simulation
+from snn_dropout.nnx.time import simulate, simulation
 
 
 def monte_carlo(
