@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COPIED = (
-    *("snn_dropout", "tests", "docs", "examples", "benchmarks", ".ci"),
+    *("snn_dropout", "tests", "docs", "examples", "benchmarks", ".ci", ".github"),
     *("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml"),
     *("CITATION.cff", "LICENSE"),
 )
