@@ -1,6 +1,7 @@
 """What surrounds a release: its number, its description, the jobs, the forms for issues."""
 
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -48,7 +49,10 @@ def test_every_stage_is_there_and_runs():
 
 def test_a_stage_that_is_not_there_is_refused_before_anything_runs():
     run = subprocess.run(
-        ["bash", ROOT / ".ci" / "run", "docs", "doc"], capture_output=True, text=True
+        [shutil.which("bash"), ROOT / ".ci" / "run", "docs", "doc"],
+        capture_output=True,
+        text=True,
+        env={"PATH": ""},  # no other program can be found
     )
     assert run.returncode == 2
     assert run.stdout == ""
