@@ -457,7 +457,7 @@ MUTANTS = [
         "linen/_simulation.py",
         "    return numbers + jnp.asarray(first, numbers.dtype)\n",
         "    return numbers\n",
-        "test_chunks.py::test_a_number_of_any_integer_type_is_the_same",
+        "test_chunks.py::test_chunks_are_the_whole_bit_for_bit",
     ),
     Mutant(
         "the layer for another rank lies about its layout",

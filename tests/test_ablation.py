@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 import snn_dropout as sd
+from tests.depth import cases
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "examples" / "ablation.py"
@@ -142,7 +143,7 @@ def network(condition, p=0.5, **fields):
     return Network(condition, p, layers=2, units=6, classes=10, **fields)
 
 
-@pytest.mark.parametrize("rectified", [False, True])
+@cases("rectified", [False, True], short=[True])
 def test_conditions_start_from_the_same_parameters(rectified):
     first, *others = (
         network(condition, rectified=rectified).init(

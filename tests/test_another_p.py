@@ -7,6 +7,7 @@ import pytest
 
 import snn_dropout as sd
 from snn_dropout.functional.masks import apply_mask
+from tests.depth import cases
 from tests.laws.catalogue import every_kind_of_dropout
 from tests.laws.test_laws import RNGS, TRAIN, run
 
@@ -63,7 +64,7 @@ def test_p_of_0_reads_nothing_and_leaves_what_is_stored():
     assert after["mask_p"] is state["mask_p"]
 
 
-@pytest.mark.parametrize("p", [0.3, 1.0, 1 - 1e-9])
+@cases("p", [0.3, 1.0, 1 - 1e-9], short=[0.3])
 def test_reading_a_mask_rounds_as_drawing_it_does(p):
     with jax.enable_x64(True):
         for dtype in ("bfloat16", "float64", "complex64", "bool"):

@@ -72,6 +72,7 @@ class Few(nn.Module):
         return LIF()(8 * nn.Dropout(0.5)(x, False))
 
 
+@pytest.mark.exhaustive
 def test_a_number_of_any_integer_type_is_the_same(x_seq):
     def last(number):
         return sd.simulate(Few(), {}, x_seq, rngs=RNGS, first_time_step=number)[0]

@@ -19,7 +19,7 @@ from tests.neurons import LIF
 
 KEY = jax.random.key(5)
 KINDS = [AxisType.Auto, AxisType.Explicit]
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+every_kind = cases("kind", KINDS, short=[AxisType.Explicit], ids=lambda kind: kind.name)
 
 every_axis = pytest.mark.parametrize("axis", [1, -1], ids=["batch", "feature"])
 
@@ -196,6 +196,7 @@ def test_a_data_parallel_step_is_that_of_one_device_and_exchanges_only_gradients
 
 @every_kind
 @cases("devices", [1, 2, 4], short=[1])
+@pytest.mark.exhaustive
 def test_a_step_is_the_same_for_any_number_of_devices(kind, devices):
     check_step(MODELS["invariant"], mesh_of(devices, kind))
 
@@ -247,6 +248,7 @@ def test_inference_of_connections_needs_no_exchange_between_devices(name, kind):
         assert collectives(infer.lower(*arguments).compile()) == {}
 
 
+@pytest.mark.exhaustive
 def test_connections_outside_of_jit_and_with_split_features_are_the_same():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     model = MODELS["invariant"]

@@ -128,7 +128,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@cases("name", ACTIVATIONS, short=list(ACTIVATIONS)[:2])
 def test_inference_equals_spikingjelly(reference, name):
     array = case(reference, "dropconnect_inference")
     p, params = float(array["p"]), params_of(array)
@@ -275,7 +275,7 @@ def test_parameters_start_from_spikingjellys_uniform_distribution():
 # Inference.
 
 
-@pytest.mark.parametrize("inference", ["sample", "analytic"])
+@cases("inference", ["sample", "analytic"], short=["analytic"])
 @cases("activation", [None, nn.relu, functional.Threshold(0.1), nn.tanh], short=[nn.relu])
 @cases("use_bias", [True, False], short=[True])
 def test_a_silent_row_is_finite_with_finite_gradients(inference, activation, use_bias):
@@ -302,7 +302,7 @@ class Through(nn.Module):
         return z
 
 
-@pytest.mark.parametrize("activation", [None, Through()])
+@cases("activation", [None, Through()], short=lambda a: a is not None)
 def test_samples_are_shared_by_the_batch_and_new_at_every_step(activation):
     layer = sd.DropConnectLinear(
         6, 400, activation=activation, samples_num=1, deterministic=True
@@ -395,7 +395,7 @@ def test_neurons_that_are_random_themselves_are_the_same_in_either_mode(x_seq):
     np.testing.assert_allclose(whole, y_seq, atol=1e-5)
 
 
-@pytest.mark.parametrize("first", [True, False])
+@cases("first", [True, False], short=[True])
 @cases("then", [True, False], short=[True])
 def test_a_first_state_of_training_starts_inference_and_the_other_way_round(
     x_seq, first, then
@@ -409,7 +409,7 @@ def test_a_first_state_of_training_starts_inference_and_the_other_way_round(
     chex.assert_trees_all_close(updated, updated_loop, atol=1e-5)
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
+@cases("deterministic", [True, False], short=[True])
 def test_spiking_layers_run_without_a_mutable_state(x_seq, deterministic):
     kwargs = {"deterministic": deterministic, "rngs": RNGS}
     variables = spiking().init(KEY, x_seq[0], deterministic)
@@ -419,7 +419,7 @@ def test_spiking_layers_run_without_a_mutable_state(x_seq, deterministic):
         np.testing.assert_array_equal(layer.apply(given, x_seq, **kwargs), kept)
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
+@cases("deterministic", [True, False], short=[True])
 def test_neurons_restart_with_the_simulation_and_row_by_row(x_seq, deterministic):
     layer = spiking()
     kwargs = {"deterministic": deterministic, "rngs": RNGS}

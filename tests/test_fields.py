@@ -145,7 +145,7 @@ class Noise(nn.Module):
         return jax.random.normal(self.make_rng("dropout"), z.shape)
 
 
-@pytest.mark.parametrize("way", ["m", "simulate"])
+@cases("way", ["m", "simulate"], short=["m"])
 def test_no_two_samples_or_steps_of_a_random_neuron_have_the_same_noise(way):
     """Averages of S draws: their variance is 1 / S, and steps are independent."""
     steps, samples, outputs = 4, 8, 500

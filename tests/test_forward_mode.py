@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import snn_dropout as sd
 from tests.depth import cases
@@ -68,7 +69,6 @@ WAYS = [whole, simulated, multi_step, vmapped, scanned]
     "fields, way",
     [(fields, way) for fields in FIELDS for way in WAYS],
     short=[
-        ("fresh, no bias", scanned),
         ("held, p = 0.3", vmapped),
     ],
 )
@@ -101,6 +101,7 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(fields, way):
 
 
 @cases("invariant", [False, True], short=[True])
+@pytest.mark.exhaustive
 def test_hessians_of_any_order_of_modes_agree(invariant):
     layer = sd.DropConnectLinear(
         3, 2, invariant=invariant, activation=jnp.tanh, deterministic=False

@@ -112,6 +112,7 @@ def test_only_then_is_there_a_first_step_outside_of_the_scan(x_seq, params):
     assert updated["state"].keys() == {"Dropout_0", "LIF_0"}
 
 
+@pytest.mark.exhaustive
 def test_one_exported_program_serves_any_number_of_steps(x_seq, params):
     run = jax.jit(lambda x_seq: sd.simulate(Late(LateLIF), params, x_seq, rngs=RNGS)[0])
     # JAX asks for a step in the scan, which is one less than there are.
@@ -182,6 +183,7 @@ def test_monte_carlo_runs_them(x_seq, params, neuron):
     [(LateLIF, "s"), (LateLIF, "m"), (LateVariable, "s")],
     short=[(LateLIF, "m")],
 )
+@pytest.mark.exhaustive
 def test_as_an_activation_they_are_sampled(x_seq, neuron, step_mode):
     """The draws of a layer are the same for any neuron: hold it against one not late."""
 

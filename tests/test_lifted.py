@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.neurons import LIF
 
 RNGS = {"dropout": jax.random.key(5)}
@@ -209,7 +210,7 @@ def follow(way, cell, reflex):
 
 
 @every_way
-@every_kind
+@cases("kind", KINDS, short=["Dropout"])
 def test_the_first_error_names_what_works(way, kind):
     cell, way = Cell(KINDS[kind]()), WAYS[way]
     y_seq, state = follow(way, cell, {})
@@ -326,7 +327,12 @@ OVER_LAYERS = {
 
 
 @every_kind
-@pytest.mark.parametrize("between", [lambda block: block, nn.remat], ids=["", "remat"])
+@cases(
+    "between",
+    [lambda block: block, nn.remat],
+    ids=["", "remat"],
+    short=lambda between: between is not nn.remat,
+)
 def test_layers_have_masks_of_their_own_under_what_the_error_says(kind, between):
     def model(**options):
         return nn.scan(between(Layers), **{**OVER_LAYERS, **options})(KINDS[kind]())
@@ -392,7 +398,7 @@ def test_vmap_works_under_what_the_error_says():
     assert not (mask[0] == mask[1]).all()
 
 
-@pytest.mark.parametrize("training", [True, False])
+@cases("training", [True, False], short=[True])
 def test_a_recurrent_network_in_both_branches_of_nn_cond(training):
     held = REFLEXES["a stream that is not split"] | REFLEXES["a state that is broadcast"]
 

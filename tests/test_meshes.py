@@ -94,7 +94,7 @@ def test_masks_of_dropout_lie_as_the_input_does_and_nothing_is_exchanged(kind):
 
 
 @every_kind
-@pytest.mark.parametrize("layout", [SPLIT_FEATURES, ALL_AXES], ids=str)
+@cases("layout", [SPLIT_FEATURES, ALL_AXES], ids=str, short=[ALL_AXES])
 def test_masks_of_dropout_lie_as_the_input_does_outside_of_jit(kind, layout):
     x = place(X_SEQ, mesh_of(kind), layout)
     for layer in DROPOUTS.values():
@@ -159,6 +159,7 @@ def check_connections_of_a_batch(kind, alone):
         assert mask.sharding.is_equivalent_to(NamedSharding(mesh, spec), mask.ndim)
 
 
+@pytest.mark.exhaustive
 def test_connections_of_split_features_gather_no_array(alone):
     """The devices that share an example add up their parts of the products."""
     mesh = mesh_of(AxisType.Auto)

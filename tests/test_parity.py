@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 
 REFERENCE = Path(__file__).parent / "data" / "spikingjelly-2.0.0.npz"
 
@@ -23,7 +24,7 @@ def close(actual, desired):
 
 @pytest.mark.optimised
 @pytest.mark.parametrize("case", ["dropout", "dropout2d"])
-@pytest.mark.parametrize("way", ["m", "simulate"])
+@cases("way", ["m", "simulate"], short=["simulate"])
 def test_dropout_equals_spikingjelly(reference, case, way):
     array = {
         name.split("/")[1]: value

@@ -60,7 +60,7 @@ def assert_rows(new, old, fresh, done, axis):
             np.testing.assert_array_equal(np.take(np.asarray(ours), n, axis), expected)
 
 
-@pytest.mark.parametrize(("layers", "examples"), [(2, 3), (3, 3), (3, 1)])
+@cases(("layers", "examples"), [(2, 3), (3, 3), (3, 1)], short=[(3, 1), (3, 3)])
 def test_stacked_blocks_are_restarted_along_the_axis_that_is_named(layers, examples):
     old, fresh = states(Model(layers), examples)
     assert old["blocks"]["drop"]["mask"].shape == (layers, examples, WIDTH)

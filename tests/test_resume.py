@@ -56,6 +56,7 @@ class Child:
         return int(step), float.fromhex(value)
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_continues_bit_for_bit(tmp_path):
     run, expected = resumable.first(), []
     for _ in range(CHUNKS):

@@ -31,7 +31,7 @@ X_SEQ = jax.random.normal(jax.random.key(1), (3, 4, 5, 6)) + 5
     ],
     short=lambda case: True,
 )
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["m"])
 def test_axes_are_those_of_one_step_in_either_mode(dims, shape, step_mode):
     layer = sd.Dropout(0.5, step_mode, broadcast_dims=dims)
     x = X_SEQ if step_mode == "m" else X_SEQ[0]
@@ -120,8 +120,10 @@ class Net(nn.Module):
         return sd.Dropout(0.5, broadcast_dims=(0,), deterministic=False, name="drop")(x)
 
 
-@pytest.mark.parametrize(
-    ("features", "axis"), [(6, None), (6, 0), (4, 0), (4, {"LIF_0": 0, "drop": 0})]
+@cases(
+    ("features", "axis"),
+    [(6, None), (6, 0), (4, 0), (4, {"LIF_0": 0, "drop": 0})],
+    short=lambda case: case[0] == 4,
 )
 def test_rows_of_a_shared_mask_raise_and_the_error_says_what_to_type(features, axis):
     """Also where there are as many features as examples, which could be taken for them."""

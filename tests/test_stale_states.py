@@ -90,7 +90,7 @@ def test_other_collections_are_held_against_the_input_too():
 
 
 @cases("way", WAYS, ("simulate", "mutable", "init_state"))
-@pytest.mark.parametrize("neuron", [LateLIF, LateVariable])
+@cases("neuron", [LateLIF, LateVariable], short=[LateLIF])
 def test_neurons_that_make_their_state_late_are_too(way, neuron):
     if way == "monte_carlo":
         pytest.skip("takes no state with a mask")

@@ -1,5 +1,7 @@
 """The ten rules of `snn_dropout.linen.state`, and the functions that keep them."""
 
+from functools import partial
+
 import chex
 import flax.linen as nn
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.jaxprs import count, equations
 from tests.neurons import LIF, AdaptiveLIF, Net, loop
 
@@ -149,7 +152,7 @@ def test_reset_rows_restarts_single_examples_inside_a_scan(variables, x_seq):
 # Rule 4: `init_state` completes a state for a hand-written scan.
 
 
-@pytest.mark.parametrize("start", ["nothing", "first state", "one membrane"])
+@cases("start", ["nothing", "first state", "one membrane"], short=["one membrane"])
 def test_init_state_draws_masks_and_makes_what_init_makes(variables, x_seq, start):
     given = {
         "nothing": {},
@@ -522,10 +525,15 @@ def test_a_stored_mask_is_read_inside_a_raw_transform(x_seq):
     np.testing.assert_array_equal(y != 0, jnp.broadcast_to(mask["drop"]["mask"], y.shape))
 
 
-@pytest.mark.parametrize(
-    "lifted", [nn.remat, nn.jit, lambda layer: nn.vmap(layer, variable_axes={"state": 0},
-                                                       split_rngs={"dropout": True})]
-)  # fmt: skip
+@cases(
+    "lifted",
+    [
+        nn.remat,
+        nn.jit,
+        partial(nn.vmap, variable_axes={"state": 0}, split_rngs={"dropout": True}),
+    ],
+    short=[nn.remat],
+)
 def test_lifted_transforms_and_outer_transforms_raise_no_false_alarm(lifted, x_seq):
     layer = lifted(sd.Dropout)(0.5, deterministic=False)
 

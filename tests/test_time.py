@@ -101,7 +101,7 @@ PAIRS = {
 }
 
 
-IN_SHORT = ("inline in a compact method", "in setup, of a Sequential")
+IN_SHORT = ("inline in a compact method",)
 
 
 @pytest.fixture(params=marked(PAIRS, short=IN_SHORT), scope="module")
@@ -417,7 +417,7 @@ def test_closing_over_a_stateful_module_raises(x_seq):
         Closes().apply({}, x_seq, mutable=["state"])
 
 
-@pytest.mark.parametrize("wrapper", [nn.WeightNorm, nn.SpectralNorm])
+@cases("wrapper", [nn.WeightNorm, nn.SpectralNorm], short=[nn.WeightNorm])
 def test_modules_that_write_when_init_runs(x_seq, wrapper):
     class Normed(nn.Module):
         @nn.compact
@@ -542,7 +542,7 @@ class DroppedCell(nn.RNNCellBase):
         return 1
 
 
-@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
+@cases("kind", [nn.LSTMCell, nn.GRUCell], short=[nn.LSTMCell])
 def test_held_masks_inside_nn_rnn_over_a_recurrent_cell(x_seq, kind):
     cell = DroppedCell(kind, 6)
     rnn = nn.RNN(

@@ -34,7 +34,7 @@ def flat(x_seq):
     return x_seq.reshape(STEPS, -1, x_seq.shape[-1])
 
 
-@every_shape
+@cases("tokens", [(3,), (2, 3), (1,), (0,)], short=[(2, 3)])
 def test_held_masks_are_one_an_example_forward_and_backward_in_both_modes(tokens):
     variables, x_seq = problem(tokens)
     multi, single = layer_of(step_mode="m"), layer_of()
@@ -74,8 +74,8 @@ def test_held_masks_are_one_an_example_forward_and_backward_in_both_modes(tokens
     np.testing.assert_allclose(dx.reshape(x.shape), by_input, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
-@pytest.mark.parametrize("use_bias", [True, False])
+@cases("step_mode", ["s", "m"], short=["m"])
+@cases("use_bias", [True, False], short=[True])
 def test_fresh_masks_are_one_an_example_and_step(step_mode, use_bias):
     """Equal tokens have equal outputs, other examples and steps other ones."""
     layer = sd.DropConnectLinear(
@@ -95,8 +95,8 @@ def test_fresh_masks_are_one_an_example_and_step(step_mode, use_bias):
     assert (differ[~np.eye(len(rows), dtype=bool)] > 0.9).all()
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
-@pytest.mark.parametrize(
+@cases("step_mode", ["s", "m"], short=["m"])
+@cases(
     "fields",
     [
         {"inference": "analytic", "activation": nn.relu},
@@ -104,6 +104,7 @@ def test_fresh_masks_are_one_an_example_and_step(step_mode, use_bias):
         {"activation": LIF()},
     ],
     ids=["analytic", "sampled", "neurons"],
+    short=lambda fields: "inference" not in fields,
 )
 def test_in_inference_tokens_are_as_examples_of_their_own(step_mode, fields):
     """Bit for bit: they share the draws, as examples do."""
@@ -121,7 +122,7 @@ def test_in_inference_tokens_are_as_examples_of_their_own(step_mode, fields):
     assert y_seq.any()
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["m"])
 def test_every_token_has_a_membrane_of_its_own(step_mode):
     variables, x_seq = problem((3,))
     layer = layer_of(step_mode=step_mode, activation=LIF(), deterministic=False)
@@ -178,7 +179,7 @@ def test_tokens_in_a_simulation_are_no_sequence():
 
 
 @cases("kind", ["Auto", "Explicit"], short=["Explicit"])
-@pytest.mark.parametrize("deterministic", [True, False])
+@cases("deterministic", [True, False], short=[False])
 def test_tokens_of_a_batch_that_is_split_over_devices(kind, deterministic):
     kind = jax.sharding.AxisType[kind]
     variables, x_seq = problem((3,))

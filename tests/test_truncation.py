@@ -67,6 +67,7 @@ def masks_of(state):
 
 @pytest.mark.optimised
 @every_model
+@pytest.mark.exhaustive
 def test_chunks_are_the_whole_bit_for_bit(model):
     params, start, x_seq = problem(model)
     whole = jax.jit(chunk, static_argnums=0)(

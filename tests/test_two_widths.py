@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.laws.catalogue import every_kind_of_dropout
 
 RNGS = {"dropout": jax.random.key(5)}
@@ -59,7 +60,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@cases("way", WAYS, short=list(WAYS)[:2])
 def test_two_widths_raise_whether_or_not_the_state_is_mutable(way):
     model, layer = WAYS[way]
     for mutable in ((), ("state",)):

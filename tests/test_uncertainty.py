@@ -85,6 +85,7 @@ def test_it_is_what_a_loop_over_simulations_finds(variables, x_seq, samples, at_
     assert (found.mutual_information >= 0).all()
 
 
+@pytest.mark.exhaustive
 def test_fields_do_not_matter(x_seq):
     """Layers whose field says inference drop as those that are told to train."""
     inference, training = (
@@ -111,6 +112,7 @@ def test_fields_do_not_matter(x_seq):
     assert (found.variance > 0).any()
 
 
+@pytest.mark.exhaustive
 def test_a_parameter_may_be_called_as_a_mask_is(x_seq):
     class Masked(nn.Module):
         @nn.compact
@@ -123,6 +125,7 @@ def test_a_parameter_may_be_called_as_a_mask_is(x_seq):
     assert (found.variance > 0).any()
 
 
+@pytest.mark.exhaustive
 def test_what_drops_nothing_is_certain(x_seq):
     model = Net(p=0.0)
     variables = model.init(KEY, x_seq[0])
@@ -134,6 +137,7 @@ def test_what_drops_nothing_is_certain(x_seq):
 
 
 @cases("inference_first", [True, False], short=[True])
+@pytest.mark.exhaustive
 def test_a_lifted_jit_does_not_mix_it_up_with_inference(x_seq, inference_first):
     """It reuses what it traced for a call of the same signature."""
     model = nn.jit(Net, static_argnames="train")()

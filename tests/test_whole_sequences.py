@@ -68,7 +68,7 @@ def forget(layer=None, x_seq=X_SEQ, **fields):
 
 @pytest.mark.short
 @pytest.mark.parametrize("beside", ["MultiStep", "Dropout", "inference", "DropConnect"])
-@pytest.mark.parametrize("first", [True, False])
+@cases("first", [True, False], short=[True])
 def test_a_forgotten_mode_is_noticed_beside_what_runs_over_all_steps(beside, first):
     with pytest.raises(ValueError, match=r"at state/forgotten .*T = 6 .*N = 3 .*='m'"):
         forget(beside=beside, first=first)
@@ -95,7 +95,7 @@ def test_who_uses_mode_m_is_right():
     assert updated["state"]["forgotten"]["mask"].shape == (EXAMPLES, 8)
 
 
-@pytest.mark.parametrize("square", [True, False])
+@cases("square", [True, False], short=[True])
 def test_single_steps_beside_whole_sequences_work(square):
     """A head behind the average over time, and steps by hand."""
 
@@ -162,7 +162,7 @@ def vmapped(layer, xs, axis=None):
     return jax.vmap(one)(xs, jax.random.split(RNGS["dropout"], len(xs)))
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["s"])
 def test_a_path_is_not_dropped_feature_by_feature_under_vmap(step_mode):
     layer = sd.DropPath(0.5, step_mode, deterministic=False)
     xs = jnp.ones((16, 8) if step_mode == "s" else (16, STEPS, 8))

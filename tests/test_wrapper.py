@@ -80,7 +80,7 @@ MODULES = {
 }
 
 
-@cases("name", MODULES, short=["Dense", "Conv", "attention"])
+@cases("name", MODULES, short=["Conv"])
 @cases("step_mode", ["s", "m"], short=["s"])
 def test_a_module_runs_with_its_kernels_masked_and_gradients_reach_those_that_are_kept(
     name, step_mode
@@ -217,7 +217,7 @@ def other_leaves(state):
     return {path: leaf for path, leaf in leaves.items() if "kernel_mask" not in path}
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@cases("whole", [True, False], short=[True])
 def test_everything_else_is_as_in_the_module_by_itself(whole):
     """Names, keys, membranes, averages, other masks, and what `sow` collects.
 
@@ -264,7 +264,7 @@ def test_a_simulation_equals_the_loop_and_multistep_with_neurons_inside():
         chex.assert_trees_all_close(dict(updated), dict(updated_loop), rtol=1e-5)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@cases("p", [0.1, 0.5, 0.9], short=[0.9])
 def test_kernels_lose_connections_at_exactly_the_rate_and_each_its_own(p):
     layer = dropped(nn.Sequential([nn.Dense(300), nn.Dense(300)]), p=p)
     params = {name: {"kernel": jnp.ones((300, 300))} for name in ("layers_0", "layers_1")}
@@ -548,7 +548,7 @@ def test_a_stack_over_depth_has_a_mask_a_layer():
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("lifted", [nn.jit, nn.remat])
+@cases("lifted", [nn.jit, nn.remat], short=[nn.remat])
 @pytest.mark.parametrize("inside", [True, False])
 def test_lifted_transforms_around_and_inside(lifted, inside):
     plain, variables, y = started()
@@ -620,7 +620,7 @@ def test_a_mask_born_inside_a_raw_transform_raises_and_a_stored_one_is_read():
     chex.assert_trees_all_equal(updated["state"], given["state"])
 
 
-@pytest.mark.parametrize("spec", [("data", None), (None, "data"), (None, None)])
+@cases("spec", [("data", None), (None, "data"), (None, None)], short=[("data", None)])
 @cases("kind", ["Auto", "Explicit"], short=["Explicit"])
 def test_a_kernel_that_is_split_over_devices(kind, spec):
     layer, variables, y = started()
@@ -782,13 +782,14 @@ def test_one_wrapper_called_twice_and_a_module_used_bare_as_well_are_fine():
     )
 
 
-@pytest.mark.parametrize(
+@cases(
     "inner",
     [
         lambda: dropped(nn.Dense(3)),
         lambda: sd.DropConnectLinear(INPUTS, 3, invariant=True, deterministic=False),
         lambda: sd.MultiStep(dropped(nn.Dense(3))),
     ],
+    short=lambda inner: "MultiStep" in inner.__code__.co_names,
 )
 def test_a_parameter_loses_connections_once(inner):
     """One wrapper inside of another is fine, if their parameters are not the same."""

@@ -32,7 +32,7 @@ def reference(x, kernel, mask):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("inputs_per_mask", [1, 2])
+@cases("inputs_per_mask", [1, 2], short=[2])
 @cases(
     "size",
     [(5, 40), (0, 3), (1, 1), (33, 64), (301, 1000)],
@@ -235,7 +235,7 @@ def test_the_batch_is_walked_once_for_each_part_of_the_kernel_that_fits_the_cach
 
 
 @cases("dtype", [jnp.bfloat16, jnp.float16], short=[jnp.bfloat16])
-@pytest.mark.parametrize("inputs_per_mask", [1, 2])
+@cases("inputs_per_mask", [1, 2], short=[2])
 def test_half_precision(dtype, inputs_per_mask):
     """Products are those of float32, but for a rounding of the terms and of the sum."""
     x, kernel, mask, dy = problem(3, inputs_per_mask, 70, dtype=dtype)

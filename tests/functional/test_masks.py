@@ -102,7 +102,7 @@ def test_apply_mask_keeps_the_mask_and_nothing_else_for_the_gradient():
     assert shapes == [((4, 6), np.dtype(bool))], "no copy for each time step"
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@cases("order", [1, 2], short=[2])
 def test_gradients_forward_and_reverse(order):
     mask = functional.draw_mask(KEY, (4, 6), 0.3)
     with jax.enable_x64(True):  # finite differences of second order need it

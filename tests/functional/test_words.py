@@ -62,7 +62,7 @@ PROBABILITIES = {
 
 
 @pytest.mark.parametrize("block", [2, 4])
-@pytest.mark.parametrize("unroll", [False, True])
+@cases("unroll", [False, True], short=[False])
 def test_of_all_patterns_of_random_bits_exactly_the_share_is_kept(block, unroll):
     """A word that is left out, taken twice or for another digit changes the count."""
     for q in (0.75, 0.7, 1e-9, 1 - 2 / UNIT):

@@ -23,10 +23,10 @@ from snn_dropout import functional
 from tests.depth import cases
 from tests.laws.catalogue import (
     FEW,
+    KINDS,
     a_few_rows,
     every,
     every_kind,
-    every_kind_of_connection,
     every_kind_of_dropout,
 )
 from tests.laws.test_laws import RNGS, TRAIN, run
@@ -84,7 +84,7 @@ def test_fault_8_a_caller_who_drops_the_state_has_a_mask_per_key():
         layer.apply({}, x, **TRAIN)
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
+@cases("deterministic", [True, False], short=[False])
 def test_fault_13_one_key_a_step_repeats_what_is_fresh_unless_it_is_folded(deterministic):
     layer = sd.DropConnectLinear(
         6, 40, activation=None, samples_num=2, deterministic=deterministic
@@ -103,7 +103,7 @@ def test_fault_13_one_key_a_step_repeats_what_is_fresh_unless_it_is_folded(deter
     assert "fold_in(key, t)" in inspect.getdoc(sd.simulate)
 
 
-@pytest.mark.parametrize("lifted", [nn.remat, nn.jit])
+@cases("lifted", [nn.remat, nn.jit], short=[nn.remat])
 def test_fault_14_a_named_layer_keeps_its_path_when_it_is_wrapped(lifted):
     class Model(nn.Module):
         wrapped: bool
@@ -227,7 +227,7 @@ def test_fault_24_connections_of_a_p_below_the_resolution_are_finite(p, fields):
     chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(loss))(params))
 
 
-@every_kind_of_connection
+@every(KINDS, lambda row: "DropConnect" in row.name, ["DropConnect invariant"])
 def test_fault_26_connections_do_not_depend_on_x64(row):
     x, variables = row.x_seq()[0], row.variables(row.x_seq()[0])
     masks = row.masks(x, RNGS)
@@ -241,7 +241,7 @@ def test_fault_26_connections_do_not_depend_on_x64(row):
 
 
 @every(FEW, lambda row: "DropConnect" in row.name, ["DropConnect invariant"])
-@pytest.mark.parametrize("deterministic", [True, False])
+@cases("deterministic", [True, False], short=[False])
 def test_fault_29_spikes_of_any_dtype_are_linear_inputs(row, deterministic):
     spikes = row.x_seq() > 0
     layer = row.layer("m", samples_num=4)
@@ -285,7 +285,7 @@ def test_fault_33_sampled_inference_has_the_gradient_of_its_samples():
 
 
 @cases("shape", [(), (0,), (0, 3), (2, 0), (1, 1, 1, 1, 1, 1)], short=[(), (0, 3), (2, 0)])
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["m"])
 def test_fault_43_scalars_and_empty_inputs_keep_their_shape(shape, step_mode):
     layer = sd.Dropout(0.5, step_mode)
     x = jnp.ones(shape if step_mode == "s" else (3, *shape))

@@ -15,13 +15,16 @@ import scipy.stats
 import snn_dropout as sd
 from tests.depth import cases
 from tests.laws.catalogue import (
+    CONNECTIONS,
     DROPOUTS,
     ROWS,
+    STAND,
     STEPS,
     every,
     every_connection,
     every_dropout,
     every_row,
+    every_row_by_one_of_each,
 )
 from tests.neurons import loop
 
@@ -92,8 +95,8 @@ def by_rate(p, shape):
 
 
 @pytest.mark.optimised
-@every_row
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@every_row_by_one_of_each
+@cases("step_mode", ["s", "m"], short=["s"])
 def test_jit_equals_eager(row, step_mode):
     x = row.x_seq() if step_mode == "m" else row.x_seq()[0]
     layer, variables = row.layer(step_mode), row.variables(row.x_seq()[0])
@@ -115,7 +118,7 @@ def test_loop_equals_multi_step_mode_equals_simulate_equals_multistep(row):
         chex.assert_trees_all_equal(masks, row.masks_in(updated_loop.get("state", {})))
 
 
-@every_row
+@every_row_by_one_of_each
 def test_gradients_of_all_four_ways_agree(row):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
     params = variables.get("params", {})
@@ -154,7 +157,7 @@ def _no_gradient(leaf):
     return np.zeros(leaf.shape, leaf.dtype if floating else jax.dtypes.float0)
 
 
-@every_dropout
+@every(DROPOUTS, short=(*STAND, "Dropout2d"))
 def test_values_are_exactly_zero_or_x_over_1_minus_p(row):
     x_seq = row.x_seq()
     y_seq, state = run(row.layer("m"), x_seq)
@@ -171,14 +174,14 @@ def test_same_mask_at_every_step(row):
         np.testing.assert_array_equal(y_seq[t] == 0, y_seq[0] == 0)
 
 
-@every_row
+@every_row_by_one_of_each
 def test_masks_keep_with_probability_1_minus_p(row):
     for mask in row.masks(row.x_seq(row.wide)[0], RNGS):
         for p, of in by_rate(row.p, mask.shape):
             assert within(int(mask[of].sum()), of.sum(), 1 - p)
 
 
-@every_row
+@every_row_by_one_of_each
 def test_another_mask_for_another_key_and_example(row):
     x = row.x_seq(row.wide)[0]
     others = row.masks(x, {"dropout": jax.random.key(6)})
@@ -226,7 +229,7 @@ def test_inference_is_the_identity_and_blind_to_keys(row, step_mode):
 
 
 @every_dropout
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@cases("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], short=[jnp.bfloat16])
 def test_dtype_in_is_dtype_out(row, dtype):
     x_seq = row.x_seq().astype(dtype)
     with jax.numpy_dtype_promotion("strict"):
@@ -239,7 +242,7 @@ def test_dtype_in_is_dtype_out(row, dtype):
 
 
 @every_dropout
-@pytest.mark.parametrize("dtype", [jnp.bool_, jnp.int32, jnp.uint8])
+@cases("dtype", [jnp.bool_, jnp.int32, jnp.uint8], short=[jnp.bool_])
 def test_spikes_come_out_as_float32(row, dtype):
     spikes = row.x_seq() > 0
     y, _ = run(row.layer("m"), spikes.astype(dtype))
@@ -291,7 +294,7 @@ def test_one_trace_for_one_shape(row):
         assert types(after) == types(state), name
 
 
-@every(ROWS, short=("Dropout p=0.3", "DropConnect invariant"))
+@every(ROWS, short=["DropConnect invariant"])
 @cases("way", WAYS, short=["simulate"])
 def test_no_leaked_tracers(row, way):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
@@ -311,7 +314,7 @@ def test_gradient_is_zero_exactly_where_dropped(row):
     np.testing.assert_array_equal(grad, np.where(kept, row.scale, 0))
 
 
-@every_row
+@every_row_by_one_of_each
 def test_vmap_over_keys_equals_stacked_runs(row):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
     # Of other keys JAX says that it draws a whole batch from the first.
@@ -324,7 +327,7 @@ def test_vmap_over_keys_equals_stacked_runs(row):
     assert_same(row, jax.vmap(one)(keys), stacked)
 
 
-@every_connection
+@every(CONNECTIONS, short=["DropConnect spiking"])
 def test_inference_is_the_same_in_all_ways_and_its_expectation_blind_to_keys(row):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0], deterministic=None)
     stateful = isinstance(row.layer().activation, nn.Module)
@@ -340,7 +343,7 @@ def test_inference_is_the_same_in_all_ways_and_its_expectation_blind_to_keys(row
 
 @every_connection
 @cases("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], short=[jnp.bfloat16])
-@pytest.mark.parametrize("deterministic", [True, False])
+@cases("deterministic", [True, False], short=[False])
 def test_a_linear_layer_computes_in_its_dtype(row, dtype, deterministic):
     layer = row.layer("m", dtype=dtype, param_dtype=dtype, samples_num=4)
     x_seq = row.x_seq().astype(dtype)
@@ -393,7 +396,7 @@ def test_dropped_nan_and_infinity_give_zero_and_zero_gradient(row):
 
 
 @every(DROPOUTS, short=["Dropout p=0.3"])
-@pytest.mark.parametrize("axis", [0, -1])
+@cases("axis", [0, -1], short=[0])
 def test_masks_follow_the_sharding_of_the_input_and_not_the_number_of_devices(row, axis):
     # 40 is no multiple of the 32 bits of a word, nor is the share of a device, 5.
     shape = list(row.shape)

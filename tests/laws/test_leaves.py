@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.laws.catalogue import FEW, STEPS, every, every_row
 from tests.laws.test_laws import RNGS, TRAIN
 
@@ -40,7 +41,7 @@ def ways(row, variables, x_seq):
 
 
 @every_row
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@cases("dtype", [jnp.float32, jnp.bfloat16], short=[jnp.bfloat16])
 def test_every_way_leaves_the_same_leaves_whatever_the_dtype_of_the_input(row, dtype):
     """No program is compiled: shapes and dtypes are known without one."""
     x_seq = jnp.ones((STEPS, *row.shape), dtype)
@@ -61,7 +62,7 @@ def test_every_way_leaves_the_same_leaves_whatever_the_dtype_of_the_input(row, d
         assert rows <= (own or {row.shape[0]}), "the batch is the first axis of every leaf"
 
 
-@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@cases("param_dtype", [jnp.float32, jnp.bfloat16], short=[jnp.bfloat16])
 def test_parameters_are_made_as_those_of_a_dense_layer(param_dtype):
     """The same names, axes and dtypes, and for one initialiser the same numbers."""
     init = {"kernel_init": nn.initializers.lecun_normal()}
@@ -123,7 +124,7 @@ def test_sampled_neurons_keep_the_leaves_of_every_rank_and_dtype():
         assert (total.std(1) > 0).all(), "each sample has a state of its own"
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["m"])
 def test_samples_start_from_the_state_that_is_found(step_mode):
     """A neuron that has run on, or was given, is not put to rest."""
     layer = sd.DropConnectLinear(
@@ -166,7 +167,7 @@ def test_rows_are_those_of_the_first_axis_also_of_a_square_leaf():
     np.testing.assert_array_equal(chosen[::2], state["v"][::2])
 
 
-@every_kind_of_mask
+@every(FEW, lambda row: "spiking" not in row.name, ["DropConnect invariant"])
 def test_restarted_rows_keep_shape_and_dtype_of_every_leaf(row):
     x = jnp.ones(row.shape)
     variables = row.variables(x)

@@ -7,6 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.jaxprs import equations
 from tests.laws.catalogue import DROPOUTS, ROWS, every, every_dropout
 from tests.laws.test_laws import run
@@ -22,7 +23,9 @@ SOME = [row for row in ROWS if row.name in NAMES]
 some_rows = every(
     SOME, short=("Dropout p=0.3", "DropConnect invariant", "DropConnect of Dense")
 )
-every_way = pytest.mark.parametrize("way", ["m", "simulate", "MultiStep", "lax.scan"])
+every_way = cases(
+    "way", ["m", "simulate", "MultiStep", "lax.scan"], short=["m", "simulate"]
+)
 
 
 def program(row, way, variables, deterministic=False):
@@ -92,7 +95,7 @@ def test_nothing_is_drawn_where_the_state_is_given(row, way):
 
 
 @every_dropout
-@pytest.mark.parametrize("way", ["m", "simulate"])
+@cases("way", ["m", "simulate"], short=["simulate"])
 def test_nothing_is_drawn_at_inference(row, way):
     x_seq = row.x_seq(steps=STEPS)
     function = program(row, way, {}, deterministic=True)

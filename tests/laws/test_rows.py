@@ -70,7 +70,7 @@ def with_gradients(run):
     return both
 
 
-@every_layer
+@cases("invariant", [False, True], short=[False], ids=["fresh", "held"])
 @cases("use_bias", [True, False], short=[True])
 def test_where_nothing_is_lost_every_way_is_the_dense_layer(invariant, use_bias):
     """Outputs and all gradients, for inputs that differ at every step and example."""
@@ -115,7 +115,7 @@ def read(y_seq, x_seq):
 
 
 @every_layer
-@pytest.mark.parametrize("way", ["loop", "m", "simulate"])
+@cases("way", ["loop", "m", "simulate"], short=["m", "simulate"])
 def test_every_row_has_its_own_mask_and_gradients_meet_the_same(invariant, way):
     params = {"kernel": POWERS, "bias": jnp.full(OUTPUTS, BIAS)}
     x_seq = jnp.broadcast_to(PRIMES.reshape(STEPS, EXAMPLES, 1), (STEPS, EXAMPLES, INPUTS))

@@ -19,12 +19,11 @@ import snn_dropout as sd
 from snn_dropout.linen.state import MASK_NAMES
 from tests.depth import cases
 from tests.laws.catalogue import (
+    FEW,
     KINDS,
-    ONE_OF_BOTH,
     STEPS,
     a_few_rows,
     every,
-    every_held_kind,
     every_kind,
     every_kind_of_dropout,
 )
@@ -33,7 +32,9 @@ from tests.neurons import Net, loop
 
 # Not neurons, whose membranes are written at every step.
 every_kind_that_only_reads = every(
-    KINDS, lambda row: row.held and "spiking" not in row.name
+    KINDS,
+    lambda row: row.held and "spiking" not in row.name,
+    ["Dropout2d NCHW", "DropConnect invariant"],
 )
 
 
@@ -99,7 +100,7 @@ def call(layer, x):
 # Gradients.
 
 
-@every_kind
+@every(KINDS, short=["DropConnect invariant"])
 def test_value_and_grad_with_the_state_as_auxiliary(row):
     x_seq, variables = problem(row)
     params, fixed = variables.get("params", {}), variables.get("state", {})
@@ -133,12 +134,12 @@ def gradients_of(row, function, checkpoint=lambda f: f):
     return jax.jit(differentiated)(variables.get("params", {}), x_seq[0])
 
 
-@every_kind
+@every(KINDS, short=["DropConnect invariant"])
 def test_recomputation_by_nn_remat_meets_the_same_mask(row):
     assert_same(row, gradients_of(row, nn.remat(call)), gradients_of(row, call))
 
 
-@a_few_rows
+@every(FEW, short=["DropConnect invariant"])
 def test_recomputation_by_checkpoint_meets_the_same_mask(row):
     actual = gradients_of(row, call, jax.checkpoint)
     assert_same(row, actual, gradients_of(row, call))
@@ -147,7 +148,7 @@ def test_recomputation_by_checkpoint_meets_the_same_mask(row):
 # Lifted transforms.
 
 
-@every(KINDS, lambda row: row.held and not row.array, ONE_OF_BOTH)
+@every(KINDS, lambda row: row.held and not row.array, ["DropConnect invariant"])
 def test_nn_jit_keeps_the_path_and_reads_a_state_made_without_it(row):
     x_seq, variables = problem(row)
     variables = below(variables)
@@ -163,7 +164,7 @@ def test_nn_jit_keeps_the_path_and_reads_a_state_made_without_it(row):
     chex.assert_trees_all_equal_shapes_and_dtypes(drawn, state)
 
 
-@every_kind
+@every(KINDS, short=["DropConnect invariant"])
 @cases("split", [True, False], short=[True])
 def test_nn_vmap_has_a_mask_a_row_or_the_same_for_all(row, split):
     x_seq, variables = problem(row)
@@ -189,7 +190,7 @@ def test_nn_vmap_has_a_mask_a_row_or_the_same_for_all(row, split):
         assert_same(row, y[n], expected)
 
 
-@a_few_rows
+@every(FEW, short=["DropConnect invariant"])
 def test_vmap_over_examples_equals_one_example_at_a_time(row):
     x_seq, variables = problem(row)
     keys = jax.random.split(jax.random.key(3, impl="threefry2x32"), len(x_seq[0]))
@@ -230,7 +231,7 @@ def test_nn_scan_with_a_broadcast_state_draws_one_mask(row):
     assert_same(row, again, y_seq)
 
 
-@every_held_kind
+@every(KINDS, lambda row: row.held, ["DropConnect invariant"])
 def test_nn_scan_with_a_carried_state_starts_from_init_state(row):
     x_seq, variables = problem(row)
     state = started(row, x_seq[0], variables)
@@ -387,7 +388,7 @@ def test_a_program_that_is_compiled_ahead_of_time(row):
 PLATFORMS = ["cpu", "cuda", "tpu"]
 
 
-@every_kind
+@every(KINDS, short=["DropConnect invariant"])
 def test_an_exported_layer_serves_any_batch_on_any_platform(row):
     x_seq, variables = problem(row)
     params = {"params": variables.get("params", {})}
@@ -473,8 +474,12 @@ KEYS = {
 }
 
 
-@every(KINDS, lambda row: row.name in ("Dropout", "DropConnect invariant"))
-@cases("kind", KEYS, short=["raw", "rbg"])
+@every(
+    KINDS,
+    lambda row: row.name in ("Dropout", "DropConnect invariant"),
+    ["DropConnect invariant"],
+)
+@cases("kind", KEYS, short=["rbg"])
 def test_any_kind_of_key(row, kind):
     x_seq, variables = problem(row)
 
@@ -491,7 +496,7 @@ def test_any_kind_of_key(row, kind):
         assert_same(row, first, loop(row.layer(), variables, x_seq, **given))
 
 
-@a_few_rows
+@every(FEW, short=["Dropout"])
 def test_raw_keys_are_the_typed_ones(row):
     with jax.default_prng_impl("threefry2x32"):
         typed, raw = (
@@ -520,7 +525,7 @@ def is_mask(path, _):
     return path[-1] in MASK_NAMES
 
 
-@every_kind
+@every(KINDS, short=["DropConnect invariant"])
 def test_inside_an_nnx_training_step_the_state_is_carried_and_reset(row):
     x = row.x_seq()[0]
     model = Model(row.layer(deterministic=False), x)

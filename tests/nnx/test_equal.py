@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
+from tests.depth import cases
 from tests.laws.catalogue import ROWS, every
 from tests.nnx import catalogue
 from tests.nnx.catalogue import KEY, RNGS, has_twin, holds_nothing, masks_of, twin
 
 TRAIN = {"deterministic": False, "rngs": RNGS}
-every_held_row = every(ROWS, lambda row: row.held and has_twin(row))
+every_held_row = every(
+    ROWS,
+    lambda row: row.held and has_twin(row),
+    ("Dropout p=0.3", "Dropout2d NCHW", "DropConnect invariant"),
+)
 
 
 def assert_equal(actual, desired):
@@ -104,7 +108,7 @@ def test_inference_is_that_of_linen(row):
 
 
 @every(ROWS, has_twin)
-@pytest.mark.parametrize("p", [0.0, 1.0])
+@cases("p", [0.0, 1.0], short=[1.0])
 def test_limits_of_p_are_those_of_linen(row, p):
     x_seq = row.x_seq()
     layer = row.make(p=p, activation=None) if "Connect" in row.name else row.make(p=p)

@@ -143,7 +143,7 @@ def carried(p=0.5):
     return Sequential(nnx.Linear(6, 32, rngs=rngs), sdn.Carried(sdn.Dropout(p, rngs=rngs)))
 
 
-@pytest.mark.parametrize("run", [run, nnx.jit(run)], ids=["eager", "jit"])
+@cases("run", [run, nnx.jit(run)], ids=["eager", "jit"], short=lambda r: r is run)
 def test_a_carried_layer_holds_its_mask_in_a_raw_scan_and_has_another_in_the_next(run):
     model, ones = carried(), jnp.ones((5, 4, 6))
     first, second = run(model, ones), run(model, ones)

@@ -8,6 +8,7 @@ from flax import nnx
 
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
+from tests.depth import cases
 from tests.nnx.catalogue import KEY, RNGS, masks_of, mode  # noqa: F401
 
 X_SEQ = jnp.ones((3, 4, 6))
@@ -71,7 +72,9 @@ def test_rates_in_each_mode_of_nnx():
 
 
 @pytest.mark.usefixtures("mode")
-@pytest.mark.parametrize("before", [0.5, UNITS], ids=["number", "array"])
+@cases(
+    "before", [0.5, UNITS], ids=["number", "array"], short=lambda before: before is UNITS
+)
 def test_a_traced_rate_is_set_before_a_call(before):
     expected, _ = of_linen(UNITS)
     layer = sdn.Dropout(before)

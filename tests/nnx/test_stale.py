@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import snn_dropout.nnx as sdn
+from tests.depth import cases
 
 KEY, OTHER = jax.random.key(0), jax.random.key(1)
 X = jnp.ones((4, 60))
@@ -27,7 +28,7 @@ def model(units=6):
     return nnx.Sequential(Leaky(units), sdn.Dropout(0.5))
 
 
-@pytest.mark.parametrize("train", [True, False])
+@cases("train", [True, False], short=[True])
 def test_one_example_does_not_meet_the_neurons_of_a_batch(train):
     net = model()
     if not train:

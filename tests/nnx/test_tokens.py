@@ -11,6 +11,7 @@ import snn_dropout.nnx as sdn
 from snn_dropout import functional
 from snn_dropout.functional.keys import mask_key
 from tests import neurons
+from tests.depth import cases
 from tests.nnx.catalogue import KEY, LIF, RNGS, masks_of, take
 
 STEPS, EXAMPLES, INPUTS, OUTPUTS = 3, 2, 6, 40
@@ -30,7 +31,7 @@ def layer_of(params, **fields):
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
-@pytest.mark.parametrize("tokens", [(2, 3), (0,)])
+@cases("tokens", [(2, 3), (0,)], short=[(2, 3)])
 def test_held_connections_are_those_of_linen(tokens, step_mode):
     x_seq, params = problem(tokens)
     linen, layer = (
@@ -63,7 +64,7 @@ def test_held_connections_are_those_of_linen(tokens, step_mode):
             np.testing.assert_array_equal(masks_of(layer)[name,], updated["state"][name])
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["m"])
 def test_fresh_connections_are_one_an_example_and_step(step_mode):
     x_seq, params = problem((2, 3))
     layer = layer_of(params, step_mode=step_mode)
@@ -91,8 +92,8 @@ INFERENCE = {
 }
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
-@pytest.mark.parametrize("kind", INFERENCE)
+@cases("step_mode", ["s", "m"], short=["m"])
+@cases("kind", INFERENCE, short=["neurons"])
 def test_in_inference_tokens_are_as_examples_of_their_own(kind, step_mode):
     x_seq, params = problem((3,))
 
@@ -112,7 +113,7 @@ def test_in_inference_tokens_are_as_examples_of_their_own(kind, step_mode):
     assert y_seq.any()
 
 
-@pytest.mark.parametrize("inference", ["analytic", "sample"])
+@cases("inference", ["analytic", "sample"], short=["sample"])
 def test_inference_by_one_key_is_that_of_linen(inference):
     x_seq, params = problem((3,))
     fields = {"activation": jnp.tanh, "inference": inference, "samples_num": 8}
@@ -129,6 +130,7 @@ def test_inference_by_one_key_is_that_of_linen(inference):
     np.testing.assert_array_equal(found, y_seq)
 
 
+@pytest.mark.exhaustive
 def test_every_token_has_a_membrane_of_its_own_and_copies_restart_by_rows():
     x_seq, params = problem((3,))
     linen = LINEN.clone(activation=neurons.LIF())

@@ -9,6 +9,7 @@ from flax import nnx
 
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
+from tests.depth import cases
 from tests.nnx.catalogue import (
     KEY,
     LIF,
@@ -97,7 +98,7 @@ def test_ensembles_by_vmap_draw_masks_of_their_own():
         np.testing.assert_allclose(y_seq[number], alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("over", [jax.vmap, lambda f: lambda keys: jax.lax.map(f, keys)])
+@cases("over", [jax.vmap, lambda f: lambda keys: jax.lax.map(f, keys)], short=[jax.vmap])
 def test_many_simulations_of_one_model_by_vmap_and_map(over):
     model = Net(rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(model)
@@ -140,7 +141,7 @@ class Block(nnx.Module):
         return self.transform(part)(self, x)
 
 
-@pytest.mark.parametrize("transform", [nnx.remat, nnx.jit], ids=["remat", "jit"])
+@cases("transform", [nnx.remat, nnx.jit], ids=["remat", "jit"], short=[nnx.remat])
 def test_transforms_inside_of_the_model(transform):
     def run(transform):
         model = Block(transform, rngs=nnx.Rngs(0))
@@ -197,7 +198,7 @@ class Cell(nnx.Module):
         return self.cell.num_feature_axes
 
 
-@pytest.mark.parametrize("kind", [nnx.LSTMCell, nnx.GRUCell])
+@cases("kind", [nnx.LSTMCell, nnx.GRUCell], short=[nnx.LSTMCell])
 def test_rnns_hold_the_mask_over_time(kind):
     rngs = nnx.Rngs(0)
     rnn = nnx.RNN(Cell(kind(6, 6, rngs=rngs)))
@@ -266,6 +267,7 @@ def test_what_no_step_changes_is_not_carried():
     assert model.table.get_value() is table
 
 
+@pytest.mark.exhaustive
 def test_truncated_backpropagation_keeps_the_masks_of_a_sequence():
     """Chunks of one key are the whole; linen's chunks have the same gradients."""
     linen, params = linen_net(X_SEQ[0])
