@@ -347,7 +347,7 @@ def test_the_state_of_sampled_neurons_has_the_batch_first(x_seq):
     chex.assert_trees_all_equal_shapes_and_dtypes(updated["state"], variables["state"])
 
 
-@cases("step_mode", ["s", "m"], short=["m"])
+@cases("step_mode", ["s", "m"], short=["s"])
 def test_sampled_neurons_average_runs_of_single_neurons(x_seq, step_mode):
     layer = spiking(step_mode=step_mode, deterministic=True, samples_num=4000)
     variables = layer.init(KEY, x_seq if step_mode == "m" else x_seq[0])

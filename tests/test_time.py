@@ -101,7 +101,7 @@ PAIRS = {
 }
 
 
-IN_SHORT = ("inline in a compact method",)
+IN_SHORT = ("inline in a compact method", "in setup, of a Sequential")
 
 
 @pytest.fixture(params=marked(PAIRS, short=IN_SHORT), scope="module")
