@@ -1,6 +1,7 @@
 """Public names whose modules are imported when they are asked for (PEP 562)."""
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,14 +12,18 @@ def on_demand(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package, which find each name in its place.
 
-    A place is the module of the package that has the name, or is it.
+    A place is the module of the package that has the name. Modules of the package are
+    found as well, as if it had imported all of them.
     """
 
     def find(name: str) -> Any:
-        if name not in places:
+        if name in places and name != places[name]:
+            module = importlib.import_module(f"{package}.{places[name]}")
+            found = getattr(module, name)
+        elif name.isidentifier() and importlib.util.find_spec(f"{package}.{name}"):
+            found = importlib.import_module(f"{package}.{name}")
+        else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(f"{package}.{places[name]}")
-        found = module if name == places[name] else getattr(module, name)
         setattr(sys.modules[package], name, found)  # asked for once
         return found
 

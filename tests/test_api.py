@@ -114,6 +114,29 @@ except AttributeError as error:
     assert found == "module 'snn_dropout' has no attribute 'nowhere'"
 
 
+def test_modules_are_found_without_an_import_of_their_own():
+    """In any order, as from a package that imports all of them."""
+    modules = sorted(
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+        for file in PACKAGE.rglob("*.py")
+        if "/_" not in f"/{file.relative_to(PACKAGE)}"
+    )
+    assert {"convert", "functional.linear", "linen.uncertainty", "nnx.time"} <= {*modules}
+    in_a_fresh_process(f"""
+import sys
+import snn_dropout as sd
+for name in {modules}:
+    for module in [name for name in sys.modules if name.startswith("snn_dropout.")]:
+        del sys.modules[module]
+    del sys.modules["snn_dropout"]
+    import snn_dropout as sd
+    found = sd
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found is sys.modules[f"snn_dropout.{{name}}"]
+""")
+
+
 def test_type_checkers_see_the_names_that_are_imported_on_demand():
     """Their imports, which nothing runs, name what the package finds, and no more."""
     for package in ("", "functional", "linen", "linen/layers"):
