@@ -1,6 +1,9 @@
 """The pages of `docs/`: their code runs as printed, and the reference has every name."""
 
+import contextlib
+import io
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,20 +12,79 @@ import snn_dropout as sd
 from snn_dropout import functional, nnx
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {page.stem: page.read_text() for page in sorted(DOCS.glob("**/*.md"))}
+PAGES = {
+    page.relative_to(DOCS).with_suffix("").as_posix(): page.read_text()
+    for page in sorted(DOCS.glob("**/*.md"))
+}
+# The site runs the blocks of the tutorials when it is built, and no test does.
+TUTORIALS = {name: text for name, text in PAGES.items() if name.startswith("tutorials/")}
 BLOCKS = {
     name: re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     for name, text in PAGES.items()
 }
+# A block, and what it prints where something does.
+OUTPUT = re.compile(
+    r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE
+)
 
 
 @pytest.mark.short
-@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+@pytest.mark.parametrize(
+    "page", [name for name, blocks in BLOCKS.items() if blocks and name not in TUTORIALS]
+)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    """What stands below a block, as `text`, is what it prints; numbers may be rounded."""
     monkeypatch.chdir(tmp_path)  # where a checkpoint may be written
     names = {"__name__": page}
-    for number, block in enumerate(BLOCKS[page]):
-        exec(compile(block, f"{page}.md, block {number}", "exec"), names)
+    shown = OUTPUT.findall(PAGES[page])
+    for number, (block, output) in enumerate(shown):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(block, f"{page}.md, block {number}", "exec"), names)
+        assert words(printed.getvalue()) == words(output), f"block {number} prints this"
+
+
+def words(text):
+    """The words of a text, its numbers as what is near enough."""
+    number = r"\d+\.\d+"
+    return [
+        pytest.approx(float(part), 0.1, 2e-3) if re.fullmatch(number, part) else part
+        for part in re.split(rf"({number})|\s+", text)
+        if part
+    ]
+
+
+def test_the_site_shows_what_a_tutorial_prints_and_draws():
+    module = runpy.run_path(str(DOCS / "run_blocks.py"))
+    page = """Text.
+
+```python
+number = 6
+```
+
+```python
+print(7 * number)
+with open("a.svg", "w") as file:
+    file.write("<svg/>")
+```
+
+![A picture](a.svg)
+"""
+    shown, pictures = module["run"]("a page", page)
+    printed = "\n```text\n42\n```\n"
+    before, after = page.split("\n![A picture]")
+    assert shown == before + printed + "\n![A picture]" + after
+    assert pictures == {"a.svg": b"<svg/>"}
+    with pytest.raises(ZeroDivisionError) as error:
+        module["run"]("a page", page.replace("7 * number", "number / 0"))
+    assert error.traceback[-1].lineno + 1 == 8  # of the page
+
+
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_a_tutorial_is_a_program_that_saves_the_pictures_it_shows(page):
+    compile("\n".join(BLOCKS[page]), page, "exec")
+    saved = re.findall(r'figure\.savefig\("(.*)"\)', TUTORIALS[page])
+    assert saved == re.findall(r"^!\[.+\]\((.*)\)$", TUTORIALS[page], re.MULTILINE)
+    assert all(name.startswith(page.removeprefix("tutorials/")) for name in saved)
 
 
 def test_every_page_but_lists_of_names_and_programs_shows_code():
@@ -34,9 +96,9 @@ def test_every_page_but_lists_of_names_and_programs_shows_code():
 
 def test_every_page_can_be_reached():
     named = re.findall(
-        r"^  - .*: (\S+)\.md$", (DOCS.parent / "mkdocs.yml").read_text(), re.M
+        r"^ +- .*: (\S+)\.md$", (DOCS.parent / "mkdocs.yml").read_text(), re.M
     )
-    assert sorted(named) == sorted(page.stem for page in DOCS.glob("*.md"))
+    assert sorted(named) == sorted(name for name in PAGES if "ablation" not in name)
 
 
 def test_the_search_splits_names_into_words():
