@@ -23,15 +23,19 @@ PROGRAM = ROOT / "examples" / "ablation.py"
 sys.path.insert(0, str(PROGRAM.parent))
 
 import ablation  # noqa: E402
-from study import data as data_sets  # noqa: E402
-from study import measures, names, plan, statistics, tables, training, work  # noqa: E402
-from study.network import Network  # noqa: E402
+from study import names, statistics  # noqa: E402
+from study.fashion import plan as fashion  # noqa: E402
+from study.fashion.names import QUESTIONS  # noqa: E402
 from study.results import Results, Row, Unit, read_rows  # noqa: E402
+from study.small import data as data_sets  # noqa: E402
+from study.small import measures, part, plan, tables, training, work  # noqa: E402
+from study.small.network import Network  # noqa: E402
 
 sys.path.remove(str(PROGRAM.parent))
 
 PUBLISHED = ROOT / "docs" / "ablation"
 PAIR = (names.PER_STEP, names.HELD)
+SMALL_DATA = [name for name in names.DATA if name != names.FASHION]
 
 
 def run(folder, *options):
@@ -63,12 +67,16 @@ def test_quick_run(tmp_path):
         written == {f"{name}{end}" for name in made for end in (".csv", ".md")} | pictures
     )
     for picture in pictures:
-        assert (folder / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    path = folder / "results.csv"
-    rows = read_rows(path)
-    planned = plan.plan(plan.QUICK, list(names.DATA), list(names.CONDITIONS))
-    assert len({row.unit for row in rows}) == len(planned)
-    assert not np.isnan([row.value for row in rows]).any()
+        assert (folder / "small" / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    path = folder / "small" / "results.csv"
+    planned = plan.plan(plan.QUICK, SMALL_DATA, list(names.CONDITIONS))
+    assert len({row.unit for row in read_rows(path)}) == len(planned)
+    larger = read_rows(folder / "fashion" / "results.csv")
+    toy = fashion.quick(fashion.Settings())
+    jobs = fashion.plan(toy, QUESTIONS, names.CONDITIONS)
+    assert {(row.unit, row.seed) for row in larger} == set(jobs)
+    for rows in (read_rows(path), larger):
+        assert not np.isnan([row.value for row in rows]).any()
 
     # A run that is interrupted before its last unit goes on to the same numbers.
     whole = path.read_text()
@@ -92,7 +100,8 @@ def test_quick_run(tmp_path):
 
 
 def test_results_without_settings_are_refused(tmp_path):
-    (tmp_path / "results.csv").write_text("")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "results.csv").write_text("")
     with pytest.raises(SystemExit, match=r"results\.csv has no settings\.json beside it"):
         ablation.main(["--output", str(tmp_path), "--data", "digits"])
 
@@ -269,7 +278,7 @@ def test_seeds_together_are_seeds_alone():
 
 
 def test_what_a_unit_needs_is_done_before_it():
-    planned = plan.plan(plan.Settings(), list(names.DATA), list(names.CONDITIONS))
+    planned = plan.plan(plan.Settings(), SMALL_DATA, list(names.CONDITIONS))
     done = set()
     for chains in plan.in_turn(planned):
         of_part = set()
@@ -305,10 +314,12 @@ def test_a_unit_that_fails_ends_the_run(monkeypatch, tmp_path):
         tried.append(unit)
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(ablation, "measure", fail)
-    planned = plan.plan(plan.QUICK, list(names.DATA), list(names.CONDITIONS))
+    monkeypatch.setattr(part, "measure", fail)
+    options = ablation.parse_options(
+        ["--quick", "--data", names.DIGITS, names.DIGITS_200, "--output", str(tmp_path)]
+    )
     with pytest.raises(RuntimeError, match="broken"):
-        ablation.run(planned, plan.QUICK, Results(tmp_path, {}))
+        part.prepare(options, {})()
     assert {unit.data for unit in tried} == {names.DIGITS}, "later parts do not begin"
 
 
@@ -456,7 +467,7 @@ def test_published_run_is_the_program_at_its_defaults():
     settings.pop("versions")
     assert settings == json.loads(json.dumps(plan.Settings()._asdict()))
     units = {row.unit for row in read_rows(PUBLISHED / "results.csv")}
-    planned = plan.plan(plan.Settings(), list(names.DATA), list(names.CONDITIONS))
+    planned = plan.plan(plan.Settings(), SMALL_DATA, list(names.CONDITIONS))
     assert len(units) == len(planned)
     assert {unit._replace(p=None) for unit in units} == {
         u._replace(p=None) for u in planned

@@ -1,6 +1,7 @@
 """The results: one file of numbers, which grows by whole units and can be gone on with."""
 
 import csv
+import io
 import json
 import os
 import threading
@@ -105,9 +106,9 @@ class Results:
         self.rows = read_rows(self._path) if self._path.exists() else []
         self._lock = threading.Lock()
 
-    def has(self, unit: Unit) -> bool:
-        """Says whether the rows of a unit are there."""
-        return any(row.unit == unit for row in self.rows)
+    def has(self, unit: Unit, seed: int | None = None) -> bool:
+        """Says whether the rows of a unit are there, of a seed if one is named."""
+        return any(row.unit == unit and seed in (None, row.seed) for row in self.rows)
 
     def add(
         self, unit: Unit, values: Mapping[str, Iterable[float]], seeds: Iterable[int]
@@ -139,23 +140,22 @@ class Results:
 
     def _write_rows(self, rows: list[Row]) -> None:
         self.rows = rows
-        lines = [",".join(HEADER)]
-        lines += [
-            ",".join(map(str, (*unit, measure, seed, value)))
-            for unit, measure, seed, value in self.rows
-        ]
-        _write(self._path, ("\n".join(lines) + "\n").encode())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HEADER)
+        writer.writerows((*row.unit, *row[1:]) for row in self.rows)
+        _write(self._path, text.getvalue().encode())
 
-    def save_params(self, unit: Unit, params: Any) -> None:
-        """Keeps the parameters that a unit trained."""
+    def save_params(self, unit: Unit, params: Any, seed: int | None = None) -> None:
+        """Keeps the parameters that a unit trained, or what it found with them."""
         _write(
-            self._params_path(unit),
+            self._params_path(unit, seed),
             serialization.msgpack_serialize(serialization.to_state_dict(params)),
         )
 
-    def load_params(self, unit: Unit) -> Any:
+    def load_params(self, unit: Unit, seed: int | None = None) -> Any:
         """Loads what ``save_params`` kept."""
-        path = self._params_path(unit)
+        path = self._params_path(unit, seed)
         if not path.exists():
             raise ValueError(
                 f"{path} is missing, the parameters to which {self._path} has rows: type "
@@ -163,8 +163,9 @@ class Results:
             )
         return serialization.msgpack_restore(path.read_bytes())
 
-    def _params_path(self, unit: Unit) -> Path:
-        return self._folder / "params" / f"{'-'.join(map(str, unit[1:]))}.msgpack"
+    def _params_path(self, unit: Unit, seed: int | None) -> Path:
+        words = unit[1:] if seed is None else (*unit[1:], seed)
+        return self._folder / "params" / f"{'-'.join(map(str, words))}.msgpack"
 
 
 def _write(path: Path, content: bytes) -> None:

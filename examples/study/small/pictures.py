@@ -18,8 +18,8 @@ from study.names import (
     SELECTION,
 )
 from study.results import Row, Unit
+from study.small.tables import mechanism, paired
 from study.statistics import by_unit, estimate
-from study.tables import mechanism, paired
 
 COLORS = dict(
     zip(

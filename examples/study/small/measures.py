@@ -14,7 +14,6 @@ from sklearn.metrics import roc_auc_score
 from uncertainty import corrupted, turned
 
 import snn_dropout as sd
-from study.data import Examples, present
 from study.names import (
     ACCURACY,
     CALIBRATION,
@@ -24,8 +23,9 @@ from study.names import (
     STEP_SPREAD,
     TIME,
 )
-from study.network import DROPOUTS, Network
-from study.training import scores
+from study.small.data import Examples, present
+from study.small.network import DROPOUTS, Network
+from study.small.training import scores
 
 CHANGES = {  # of the images, and what makes them
     "30 % of the pixels noise": partial(corrupted, percent=30),

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from study.names import HELD, MECHANISM, PER_STEP, SELECTION, TEST
-from study.pictures import draw_differences, draw_mechanism, draw_selection
 from study.results import Row
-from study.tables import all_tables
+from study.small.pictures import draw_differences, draw_mechanism, draw_selection
+from study.small.tables import all_tables
 
 Draw = Callable[[Sequence[Row], Path], None]
 
