@@ -15,6 +15,7 @@ from study.names import CONNECT_FRESH, CONNECT_HELD, HELD, NONE, PER_STEP
 
 DROPOUTS: dict[str, Callable[..., nn.Module]] = {PER_STEP: nn.Dropout, HELD: sd.Dropout}
 OF_ALL_STEPS = {PER_STEP: nn.Dropout, HELD: partial(sd.Dropout, step_mode="m")}
+RECURRENT_DECAY = 0.9  # of membranes that see one row of an image after the other
 RECURRENT_PLACES, OUTPUT_PLACES = (RECURRENT, BOTH), (OUTPUTS, BOTH)
 
 
@@ -109,7 +110,7 @@ class RecurrentLIF(nn.Module):
             dropout = DROPOUTS[self.condition](self.p, name="dropout")
             x = dropout(x, deterministic=not train)
         x = nn.Dense(current.shape[-1], use_bias=False, name="recurrent")(x)
-        spikes = LIF(name="lif")(current + x)
+        spikes = LIF(RECURRENT_DECAY, name="lif")(current + x)
         if not self.is_initializing():
             fired.value = spikes
         return spikes
