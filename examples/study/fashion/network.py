@@ -16,6 +16,8 @@ from study.names import CONNECT_FRESH, CONNECT_HELD, HELD, NONE, PER_STEP
 DROPOUTS: dict[str, Callable[..., nn.Module]] = {PER_STEP: nn.Dropout, HELD: sd.Dropout}
 OF_ALL_STEPS = {PER_STEP: nn.Dropout, HELD: partial(sd.Dropout, step_mode="m")}
 RECURRENT_DECAY = 0.9  # of membranes that see one row of an image after the other
+# Rows of 28 pixels, and rare spikes, would hardly make neurons fire: four times as large.
+RECURRENT_INIT = nn.initializers.variance_scaling(16.0, "fan_in", "truncated_normal")
 RECURRENT_PLACES, OUTPUT_PLACES = (RECURRENT, BOTH), (OUTPUTS, BOTH)
 
 
@@ -47,7 +49,7 @@ class Network(nn.Module):
     def __call__(self, rows: jax.Array, *, train: bool) -> jax.Array:
         """Runs all time steps, from rows ``[R, N, I]`` to scores ``[T, N, 10]``."""
         # A row gives the same current at each of its steps, which is computed once.
-        current = nn.Dense(self.units, name="hidden_1")(rows)
+        current = self._linear("hidden_1", self.units, rows, train)
         x = jnp.repeat(current, self.steps // len(rows), axis=0)
         x = self._fire(1, x, train)
         x = self._fire(2, self._linear("hidden_2", self.units, x, train), train)
@@ -67,8 +69,12 @@ class Network(nn.Module):
         return x
 
     def _linear(self, name: str, features: int, x: jax.Array, train: bool) -> jax.Array:
-        if self.condition not in (CONNECT_FRESH, CONNECT_HELD):
-            return nn.Dense(features, name=name)(x)
+        kernel_init = nn.linear.default_kernel_init
+        if self.recurrent and name != "readout":
+            kernel_init = RECURRENT_INIT
+        connect = self.condition in (CONNECT_FRESH, CONNECT_HELD) and name != "hidden_1"
+        if not connect:
+            return nn.Dense(features, kernel_init=kernel_init, name=name)(x)
         layer = sd.DropConnectLinear(
             x.shape[-1],
             features,
@@ -78,7 +84,7 @@ class Network(nn.Module):
             inference="analytic",
             step_mode="m",
             # The initial values of nn.Dense: conditions start alike.
-            kernel_init=nn.linear.default_kernel_init,
+            kernel_init=kernel_init,
             bias_init=nn.initializers.zeros_init(),
             name=name,
         )

@@ -13,7 +13,7 @@ from study.fashion.images import SIDE, Images
 from study.fashion.network import Network, without_dropout
 
 BATCH_SIZE = 32
-LEARNING_RATE = 1e-3
+LEARNING_RATE, RECURRENT_LEARNING_RATE = 1e-3, 2e-3
 AT_ONCE = 100  # images in inference
 
 
@@ -80,7 +80,8 @@ def train(
       The parameters at both ends of the training.
     """
     rounds, of_round, _ = batches.shape
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, rounds * of_round)
+    rate = RECURRENT_LEARNING_RATE if network.recurrent else LEARNING_RATE
+    schedule = optax.cosine_decay_schedule(rate, rounds * of_round)
     optimizer = optax.adam(schedule)
 
     def loss(params: Any, batch: jax.Array, key: jax.Array) -> jax.Array:
