@@ -28,13 +28,23 @@ from study.fashion import plan as fashion  # noqa: E402
 from study.fashion.names import QUESTIONS  # noqa: E402
 from study.results import Results, Row, Unit, read_rows  # noqa: E402
 from study.small import data as data_sets  # noqa: E402
-from study.small import measures, part, plan, tables, training, work  # noqa: E402
+from study.small import inference, measures, part, plan, tables, training, work  # noqa: E402
 from study.small.network import Network  # noqa: E402
 
 sys.path.remove(str(PROGRAM.parent))
 
 PUBLISHED = ROOT / "docs" / "ablation"
 PAIR = (names.PER_STEP, names.HELD)
+SMALL_TABLES = ("mechanism", "ablation", "differences", "inference", "uncertainty")
+SMALL_TABLES += ("selection", "equal-p", "inference-differences")
+FASHION_TABLES = (
+    "tested",
+    "differences",
+    "equal-p",
+    "selection",
+    "training",
+    "uncertainty",
+)
 SMALL_DATA = [name for name in names.DATA if name != names.FASHION]
 
 
@@ -58,16 +68,23 @@ def test_quick_run(tmp_path):
     printed = run(folder)
     assert printed.stderr == ""
     written = {
-        Path(line).name for line in re.findall(r"^written: (.*)$", printed.stdout, re.M)
+        str(Path(line).relative_to(folder))
+        for line in re.findall(r"^written: (.*)$", printed.stdout, re.M)
     }
-    made = ("mechanism", "ablation", "differences", "inference", "uncertainty")
-    made += ("selection", "equal-p", "inference-differences")
-    pictures = {"mechanism.png", "differences.png", "selection.png"}
-    assert (
-        written == {f"{name}{end}" for name in made for end in (".csv", ".md")} | pictures
-    )
+    made = {"small": SMALL_TABLES, "fashion": FASHION_TABLES}
+    pictures = {
+        *(f"small/{name}.png" for name in ("mechanism", "differences", "selection")),
+        *(f"fashion/{name}.png" for name in ("curves", "differences", "time")),
+    }
+    tables_of_both = {
+        f"{part}/{name}{end}"
+        for part, of_part in made.items()
+        for name in of_part
+        for end in (".csv", ".md")
+    }
+    assert written == tables_of_both | pictures
     for picture in pictures:
-        assert (folder / "small" / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     path = folder / "small" / "results.csv"
     planned = plan.plan(plan.QUICK, SMALL_DATA, list(names.CONDITIONS))
     assert len({row.unit for row in read_rows(path)}) == len(planned)
@@ -452,7 +469,7 @@ def test_ways_of_inference_are_compared_with_scaled_weights_seed_by_seed():
             for seed, value in enumerate(accuracies)
         ]
 
-    made = tables._inference_differences(
+    made = inference.inference_differences(
         rows(names.SCALED_WEIGHTS, [80.0, 70.0]) + rows("16 samples", [82.0, 72.0])
     )
     expected = ("DropConnect, held", "LIF", "16 samples", "**+2.00 ± 0.00**")

@@ -19,16 +19,20 @@ sys.path.insert(0, str(EXAMPLES))
 
 import ablation  # noqa: E402
 from study import names  # noqa: E402
-from study.fashion import images, outliers, plan, training, work  # noqa: E402
+from study.fashion import images, outliers, plan, tables, training, work  # noqa: E402
+from study.fashion.comparisons import ENDS, Setting, Values, at_end  # noqa: E402
 from study.fashion.names import (  # noqa: E402
+    BEST_UPDATE,
     BOTH,
     ENSEMBLE,
     FEED_FORWARD,
     OUTPUTS,
     QUESTIONS,
     RECURRENT,
+    TRAINING_LOSS,
 )
 from study.fashion.network import Network, RecurrentLIF, without_dropout  # noqa: E402
+from study.results import Row, Unit  # noqa: E402
 
 sys.path.remove(str(EXAMPLES))
 
@@ -344,3 +348,97 @@ def test_a_feed_forward_network_sees_an_image_as_one_row():
     assert rows.shape == (28, 3, 28)
     np.testing.assert_array_equal(rows[:, 0].ravel(), images.made().test.pixels[0])
     assert FEED_FORWARD not in plan.PLACES
+
+
+# The comparisons.
+
+SETTING = Setting("fashion-5000", 8, FEED_FORWARD)
+
+
+def rows_of(table, condition, p, values, measure=names.LIKELIHOOD):
+    unit = Unit(table, *SETTING[:2], condition, p, FEED_FORWARD)
+    return [Row(unit, measure, seed, value) for seed, value in enumerate(values)]
+
+
+def some_rows(measure=names.LIKELIHOOD, sign=1):
+    def of(table, condition, p, values):
+        return rows_of(table, condition, p, [sign * v for v in values], measure)
+
+    return [
+        *of(names.SELECTION, names.HELD, 0.2, [1.0, 3.0]),
+        *of(names.SELECTION, names.HELD, 0.5, [1.5, 2.5]),  # the same mean
+        *of(names.SELECTION, names.HELD, 0.7, [0.9, 9.0]),
+        *of(names.SELECTION, names.PER_STEP, 0.2, [2.0, 2.0]),
+        *of(names.SELECTION, names.PER_STEP, 0.5, [1.0, 1.0]),
+        *of(names.TEST, names.NONE, 0.0, [5.0, 6.0]),
+        *of(names.TEST, names.HELD, 0.2, [4.0, 5.5]),
+        *of(names.TEST, names.HELD, 0.5, [0.0, 0.0]),
+        *of(names.TEST, names.PER_STEP, 0.2, [8.0, 8.0]),
+        *of(names.TEST, names.PER_STEP, 0.5, [4.5, 6.5]),
+    ]
+
+
+@pytest.mark.parametrize(("measure", "sign"), [(names.LIKELIHOOD, 1), (names.ACCURACY, -1)])
+@pytest.mark.parametrize("end", ENDS)
+def test_p_is_chosen_by_validation_and_by_nothing_else(measure, sign, end):
+    values = Values(some_rows(at_end(measure, end), sign), at_end(measure, end))
+    assert values.choose(SETTING, names.HELD) == 0.2
+    assert values.choose(SETTING, names.PER_STEP) == 0.5
+    assert values.choose(SETTING, names.CONNECT_HELD) is None
+
+
+def test_settings_whose_p_is_not_chosen_are_not_compared_as_if_it_were():
+    rows = [row for row in some_rows() if row.unit.table == names.TEST]
+    values = Values(rows, names.LIKELIHOOD)
+    assert values.settings() == [SETTING]
+    assert list(values.compare_chosen()) == []
+    assert len(list(values.compare_at_equal_p())) == 6
+
+
+def test_comparisons_are_paired_by_seed():
+    values = Values(some_rows(), names.LIKELIHOOD)
+    chosen = {(one, other): found for _, one, other, found in values.compare_chosen()}
+    # Seed by seed 0.5 and 1 less; and where both have p = 0.2, by 4 and 2.5.
+    assert chosen[names.HELD, names.PER_STEP].mean == -0.75
+    assert chosen[names.HELD, names.NONE].mean == -0.75
+    equal = {
+        (p, one, other): found for _, p, one, other, found in values.compare_at_equal_p()
+    }
+    assert equal[0.2, names.HELD, names.PER_STEP].mean == -3.25
+    assert equal[0.5, names.PER_STEP, names.NONE].mean == 0
+
+
+def test_comparisons_wait_for_all_seeds():
+    rows = [
+        row
+        for row in some_rows()
+        if (row.unit.table, row.unit.condition, row.seed) != (names.TEST, names.HELD, 1)
+    ]
+    found = Values(rows, names.LIKELIHOOD).compare_chosen()
+    assert [pair for _, *pair, _ in found] == [[names.PER_STEP, names.NONE]]
+
+
+def test_recurrent_networks_without_dropout_stand_for_all_places():
+    rows = []
+    for place in plan.PLACES:
+        unit = Unit(names.TEST, "fashion-5000", 28, names.HELD, 0.2, place)
+        rows += [Row(unit, names.LIKELIHOOD, seed, 1.0) for seed in (0, 1)]
+    unit = unit._replace(condition=names.NONE, p=0.0, variant=OUTPUTS)
+    rows += [Row(unit, names.LIKELIHOOD, seed, 3.0) for seed in (0, 1)]
+    found = list(Values(rows, names.LIKELIHOOD).compare_at_equal_p())
+    assert [setting.variant for setting, *_ in found] == list(plan.PLACES)
+    assert {difference.mean for *_, difference in found} == {-2}
+
+
+def test_tables_need_no_more_than_is_done():
+    assert tables.all_tables([]) == []
+    made = []
+    for measure in (*tables.DIGITS, TRAINING_LOSS, BEST_UPDATE):
+        sign = -1 if measure == names.ACCURACY else 1
+        for end in ENDS:
+            made += some_rows(at_end(measure, end), sign)
+    found = {table.name: table for table in tables.all_tables(made)}
+    assert set(found) == {"tested", "differences", "equal-p", "selection", "training"}
+    held = next(line for line in found["tested"].lines if line[2] == "dropout, held")
+    assert held[:4] == ("5,000 images, T = 8", ENDS[0], "dropout, held", "0.2")
+    assert held[4].startswith("4.7500 ±")

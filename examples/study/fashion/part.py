@@ -7,7 +7,7 @@ from pathlib import Path
 from study.fashion import images
 from study.fashion.names import QUESTIONS
 from study.fashion.plan import Job, Settings, cost, described, in_parts, plan, quick
-from study.fashion.report import write_report
+from study.fashion.report import report
 from study.fashion.work import measure
 from study.names import CONDITIONS, FASHION
 from study.results import Results
@@ -50,6 +50,6 @@ def prepare(
         jobs = plan(settings, options.questions, options.conditions)
         run(in_parts(jobs), do, lambda job: cost(job, settings))
         results.sort([job.unit for job in plan(settings, QUESTIONS, CONDITIONS)])
-        return write_report(results.rows, options.output / FASHION)
+        return report(results.rows, options.output / FASHION)
 
     return work

@@ -8,7 +8,7 @@ from study.names import FASHION, VOWELS
 from study.results import Results, Unit
 from study.running import run
 from study.small.plan import QUICK, Settings, in_turn, plan
-from study.small.report import write_report
+from study.small.report import report
 from study.small.work import load, measure, seeds_of, with_p
 
 
@@ -45,6 +45,6 @@ def prepare(
         planned = plan(settings, data, options.conditions)
         run(list(in_turn(planned)), do, lambda unit: 1)
         results.sort(planned)
-        return write_report(results.rows, folder)
+        return report(results.rows, folder)
 
     return work

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.names import (
@@ -13,25 +12,13 @@ from study.names import (
     HELD,
     LIF,
     LIKELIHOOD,
-    NONE,
     PER_STEP,
     SELECTION,
 )
+from study.pictures import COLORS, SHORT, draw_differences, draw_intervals
 from study.results import Row, Unit
 from study.small.tables import mechanism, paired
-from study.statistics import by_unit, estimate
-
-COLORS = dict(
-    zip(
-        CONDITIONS, ("gray", "tab:orange", "tab:blue", "tab:red", "tab:purple"), strict=True
-    )
-)
-DIFFERENCE_COLORS = {
-    (HELD, PER_STEP): "tab:green",
-    (PER_STEP, NONE): COLORS[PER_STEP],
-    (HELD, NONE): COLORS[HELD],
-}
-SHORT = {NONE: "none", PER_STEP: "every step", HELD: "held"}
+from study.statistics import Estimate, by_unit, estimate
 
 
 def draw_mechanism(rows: Sequence[Row], path: Path) -> None:
@@ -45,13 +32,11 @@ def draw_mechanism(rows: Sequence[Row], path: Path) -> None:
         steps = [key[2] for key in found if key[:2] == (condition, p)]
         for masks, theory in words.items():
             lines = [found[condition, p, count] for count in steps]
-            measured = [line[masks] for line in lines]
-            axes.errorbar(
+            draw_intervals(
+                axes,
                 steps,
-                [one.mean for one in measured],
-                [one.half_width for one in measured],
+                [line[masks] for line in lines],
                 fmt="o-",
-                capsize=3,
                 color=COLORS[masks],
                 label=f"{SHORT[masks]}, measured",
             )
@@ -73,20 +58,19 @@ def draw_mechanism(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_differences(rows: Sequence[Row], path: Path) -> None:
+def draw_tested(rows: Sequence[Row], path: Path) -> None:
     """Draws the paired differences, with their intervals."""
     figure = Figure(figsize=(11, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, measure, unit in zip(
-        panels,
-        (ACCURACY, LIKELIHOOD),
-        ("test accuracy (percentage points)", LIKELIHOOD),
-        strict=True,
-    ):
-        _draw_forest(axes, rows, measure)
+    words = {ACCURACY: "test accuracy (percentage points)", LIKELIHOOD: LIKELIHOOD}
+    for axes, (measure, unit) in zip(panels, words.items(), strict=True):
+        found: dict[tuple[str, str], dict[str, Estimate]] = {}
+        places = []
+        for (data, steps, *pair), difference in paired(rows, measure).items():
+            places.append(f"{DATA[data]}, T = {steps}")
+            found.setdefault((pair[0], pair[1]), {})[places[-1]] = difference
+        draw_differences(axes, list(dict.fromkeys(places)), found)
         axes.set_xlabel(f"difference in {unit}")
-        axes.axvline(0, color="black", lw=0.8)
-        axes.grid(axis="x", alpha=0.3)
     panels[0].set_title("better: right")
     panels[1].set_title("better: left")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -124,28 +108,3 @@ def draw_selection(rows: Sequence[Row], path: Path) -> None:
         }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
-
-
-def _draw_forest(axes: Axes, rows: Sequence[Row], measure: str) -> None:
-    found = paired(rows, measure)
-    settings = list(dict.fromkeys(key[:2] for key in found))
-    for shift, (one, other) in zip((-0.22, 0, 0.22), DIFFERENCE_COLORS, strict=True):
-        points = [
-            (place + shift, found[data, steps, one, other])
-            for place, (data, steps) in enumerate(settings)
-            if (data, steps, one, other) in found
-        ]
-        if points:
-            axes.errorbar(
-                [value.mean for _, value in points],
-                [place for place, _ in points],
-                xerr=[value.half_width for _, value in points],
-                fmt="o",
-                capsize=3,
-                color=DIFFERENCE_COLORS[one, other],
-                label=f"{SHORT[one]} \N{MINUS SIGN} {SHORT[other]}",
-            )
-    axes.set_yticks(
-        range(len(settings)), [f"{DATA[d]}, T = {steps}" for d, steps in settings]
-    )
-    axes.set_ylim(len(settings) - 0.5, -0.5)

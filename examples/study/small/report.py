@@ -1,33 +1,18 @@
-"""Writes tables and pictures into the folder of the results."""
+"""What is reported of this part, as far as the rows are enough for it."""
 
-import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from study.names import HELD, MECHANISM, PER_STEP, SELECTION, TEST
+from study.report import Draw, write_report
 from study.results import Row
-from study.small.pictures import draw_differences, draw_mechanism, draw_selection
+from study.small.pictures import draw_mechanism, draw_selection, draw_tested
 from study.small.tables import all_tables
 
-Draw = Callable[[Sequence[Row], Path], None]
 
-
-def write_report(rows: Sequence[Row], folder: Path) -> list[Path]:
+def report(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Writes what the rows are enough for; returns the paths."""
-    written = []
-    for table in all_tables(rows):
-        markdown, plain = folder / f"{table.name}.md", folder / f"{table.name}.csv"
-        markdown.write_text(table.markdown() + "\n")
-        with plain.open("w", newline="") as file:
-            csv.writer(file).writerows([table.columns, *table.lines])
-        written += [markdown, plain]
-    for name, draw in _possible_pictures(rows).items():
-        draw(rows, folder / f"{name}.png")
-        written.append(folder / f"{name}.png")
-    return written
 
-
-def _possible_pictures(rows: Sequence[Row]) -> dict[str, Draw]:
     def conditions(table: str) -> set[str]:
         return {row.unit.condition for row in rows if row.unit.table == table}
 
@@ -35,7 +20,7 @@ def _possible_pictures(rows: Sequence[Row]) -> dict[str, Draw]:
     if conditions(MECHANISM):
         pictures["mechanism"] = draw_mechanism
     if {PER_STEP, HELD} <= conditions(TEST):
-        pictures["differences"] = draw_differences
+        pictures["differences"] = draw_tested
     if conditions(SELECTION):
         pictures["selection"] = draw_selection
-    return pictures
+    return write_report(rows, folder, all_tables(rows), pictures)

@@ -1,35 +1,31 @@
 """The tables: text made of rows, and nothing else."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from study.names import (
     ACCURACY,
-    CALIBRATION,
     CONDITIONS,
     CONNECT_FRESH,
     CONNECT_HELD,
     DATA,
     HELD,
-    INFERENCE,
     LIF,
     LIKELIHOOD,
     MECHANISM,
     NONE,
     PER_STEP,
-    RELU,
-    SCALED_WEIGHTS,
     SELECTION,
     SPREAD,
     STEP_SPREAD,
     TEST,
-    TIME,
     UNCERTAINTY,
 )
 from study.results import Row, Unit
+from study.small.inference import inference, inference_differences
 from study.statistics import Estimate, by_unit, choose_p, estimate
+from study.tables import Table, apart, marked
 
 DIFFERENCES = (  # minuend, subtrahend
     (HELD, PER_STEP),
@@ -39,22 +35,6 @@ DIFFERENCES = (  # minuend, subtrahend
     (CONNECT_HELD, NONE),
     (CONNECT_HELD, CONNECT_FRESH),
 )
-MINUS = "\N{MINUS SIGN}"
-
-
-class Table(NamedTuple):
-    """A table of text: its name, its columns, its lines."""
-
-    name: str
-    columns: tuple[str, ...]
-    lines: list[tuple[str, ...]]
-
-    def markdown(self) -> str:
-        """Writes it in Markdown."""
-        rule = ("---",) * len(self.columns)
-        return "\n".join(
-            f"| {' | '.join(line)} |" for line in (self.columns, rule, *self.lines)
-        )
 
 
 def all_tables(rows: Sequence[Row]) -> list[Table]:
@@ -63,8 +43,8 @@ def all_tables(rows: Sequence[Row]) -> list[Table]:
         _mechanism(rows),
         _ablation(rows),
         _differences(rows),
-        _inference(rows),
-        _inference_differences(rows),
+        inference(rows),
+        inference_differences(rows),
         _uncertainty(rows),
         _selection(rows),
         _equal_p(rows),
@@ -162,67 +142,11 @@ def _differences(rows: Sequence[Row]) -> Table:
             (
                 DATA[data],
                 str(steps),
-                f"{CONDITIONS[one]} {MINUS} {CONDITIONS[other]}",
-                _marked(accuracy, 2),
-                _marked(losses[data, steps, one, other], 4),
+                apart(one, other),
+                marked(accuracy, 2),
+                marked(losses[data, steps, one, other], 4),
             )
             for (data, steps, one, other), accuracy in paired(rows, ACCURACY).items()
-        ],
-    )
-
-
-def _inference(rows: Sequence[Row]) -> Table:
-    measures = {ACCURACY: 2, LIKELIHOOD: 4, CALIBRATION: 2, TIME: 0}
-    values = {measure: by_unit(rows, measure) for measure in measures}
-    return Table(
-        INFERENCE,
-        ("trained with", "neurons", "inference", *measures),
-        [
-            (
-                f"{CONDITIONS[unit.condition]}, p = {unit.p}",
-                *_neuron_and_way(unit.variant),
-                *(estimate(values[m][unit]).text(digits) for m, digits in measures.items()),
-            )
-            for unit in values[ACCURACY]
-            if unit.table == INFERENCE
-        ],
-    )
-
-
-def _inference_differences(rows: Sequence[Row]) -> Table:
-    values = {
-        measure: {
-            (unit.condition, *_neuron_and_way(unit.variant)): of_seeds
-            for unit, of_seeds in by_unit(rows, measure).items()
-            if unit.table == INFERENCE
-        }
-        for measure in (ACCURACY, LIKELIHOOD)
-    }
-
-    def apart(measure: str, condition: str, neuron: str, way: str) -> Estimate:
-        found = values[measure]
-        return estimate(
-            found[condition, neuron, way] - found[condition, neuron, SCALED_WEIGHTS]
-        )
-
-    return Table(
-        "inference-differences",
-        (
-            "trained with",
-            "neurons",
-            f"difference to {SCALED_WEIGHTS}",
-            "accuracy (percentage points)",
-            LIKELIHOOD,
-        ),
-        [
-            (
-                CONDITIONS[key[0]],
-                *key[1:],
-                _marked(apart(ACCURACY, *key), 2),
-                _marked(apart(LIKELIHOOD, *key), 4),
-            )
-            for key in values[ACCURACY]
-            if key[2] != SCALED_WEIGHTS
         ],
     )
 
@@ -245,9 +169,11 @@ def _uncertainty(rows: Sequence[Row]) -> Table:
     ]
     for one, other in DIFFERENCES:
         if one in p and other in p:
-            apart = (values[one, change] - values[other, change] for change in changes)
-            words = f"{CONDITIONS[one]} {MINUS} {CONDITIONS[other]}"
-            lines.append((words, *(_marked(estimate(value), 3) for value in apart)))
+            differences = (
+                values[one, change] - values[other, change] for change in changes
+            )
+            words = apart(one, other)
+            lines.append((words, *(marked(estimate(value), 3) for value in differences)))
     return Table(UNCERTAINTY, ("trained and sampled with", *changes), lines)
 
 
@@ -280,7 +206,7 @@ def _equal_p(rows: Sequence[Row]) -> Table:
             if held is None or per_step is None:
                 yield ""
             else:
-                yield _marked(estimate(held - per_step), 4)
+                yield marked(estimate(held - per_step), 4)
 
     lines = [
         (DATA[data], str(steps), *cells(data, steps))
@@ -303,13 +229,3 @@ def _validation(rows: Sequence[Row]) -> dict[tuple[str, int, str, float], np.nda
 
 def _grid(losses: Iterable[tuple[str, int, str, float]]) -> list[float]:
     return sorted({p for *_, p in losses})
-
-
-def _neuron_and_way(variant: str) -> list[str]:
-    neuron, way = variant.split(": ")
-    return [{LIF: "LIF", RELU: "relu, LIF"}[neuron], way]
-
-
-def _marked(difference: Estimate, digits: int) -> str:
-    text = difference.text(digits, "+").replace("-", MINUS)
-    return f"**{text}**" if difference.clear else text
