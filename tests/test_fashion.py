@@ -337,7 +337,7 @@ def test_results_of_another_plan_are_named_and_kept(tmp_path):
     changed = settings._replace(blocks=(settings.blocks[0], other, *settings.blocks[2:]))
     work.Results(tmp_path, plan.described(settings, {}))
     before = (tmp_path / "settings.json").read_text()
-    with pytest.raises(ValueError, match=r"part 2 is .*'updates': 4000.* there and .* now"):
+    with pytest.raises(ValueError, match=r"part 2, updates is 4000 there and 5 now\."):
         work.Results(tmp_path, plan.described(changed, {}))
     assert (tmp_path / "settings.json").read_text() == before
 
@@ -442,3 +442,27 @@ def test_tables_need_no_more_than_is_done():
     held = next(line for line in found["tested"].lines if line[2] == "dropout, held")
     assert held[:4] == ("5,000 images, T = 8", ENDS[0], "dropout, held", "0.2")
     assert held[4].startswith("4.7500 ±")
+
+
+@pytest.mark.exhaustive
+def test_a_quick_run_makes_images_where_there_are_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(images, "FOLDER", tmp_path / "none")
+    arguments = ["--quick", "--data", "fashion", "--questions", "uncertainty"]
+    arguments += ["--conditions", "none", "--output", str(tmp_path)]
+    ablation.main(arguments)
+    assert " 4 of 4 " in capsys.readouterr().out
+    results = tmp_path / "fashion" / "results.csv"
+    whole = results.read_text()
+    assert '"images": "made"' in (tmp_path / "fashion" / "settings.json").read_text()
+
+    # What was interrupted goes on where it was, to the same numbers.
+    kept = [line for line in whole.splitlines() if not line.startswith("test,")]
+    results.write_text("\n".join(kept) + "\n")
+    ablation.main(arguments)
+    assert len(re.findall(r" of 4 ", capsys.readouterr().out)) == 2
+    assert results.read_text() == whole
+
+    # Numbers of other seeds are not gone on with.
+    with pytest.raises(SystemExit, match=r"first_seed is 0 there and 7 now\. Nothing was"):
+        ablation.main([*arguments, "--first-seed", "7"])
+    assert results.read_text() == whole

@@ -84,16 +84,19 @@ class Results:
         settings_path = folder / "settings.json"
         wanted = json.dumps(settings, indent=2)
         if settings_path.exists():
-            found = json.loads(settings_path.read_text())
+            there, now = (
+                _flat(json.loads(text)) for text in (settings_path.read_text(), wanted)
+            )
             other = [
-                f"{name} is {found.get(name)} there and {value} now"
-                for name, value in json.loads(wanted).items()
-                if found.get(name) != value
+                f"{name} is {there.get(name)} there and {now.get(name)} now"
+                for name in there | now
+                if there.get(name) != now.get(name)
             ]
             if other:
+                more = f"; and {len(other) - 3} more" if len(other) > 3 else ""
                 raise ValueError(
-                    f"{settings_path} is of other settings: {'; '.join(other)}. Nothing "
-                    "was overwritten: type --output with another folder"
+                    f"{settings_path} is of other settings: {'; '.join(other[:3])}{more}. "
+                    "Nothing was overwritten: type --output with another folder"
                 )
         elif self._path.exists():
             raise ValueError(
@@ -166,6 +169,15 @@ class Results:
     def _params_path(self, unit: Unit, seed: int | None) -> Path:
         words = unit[1:] if seed is None else (*unit[1:], seed)
         return self._folder / "params" / f"{'-'.join(map(str, words))}.msgpack"
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Names what is inside of a setting together with it."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        found |= {f"{name}, {key}": one for key, one in inner.items()} or {name: value}
+    return found
 
 
 def _write(path: Path, content: bytes) -> None:
