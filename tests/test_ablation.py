@@ -33,7 +33,7 @@ from study.small.network import Network  # noqa: E402
 
 sys.path.remove(str(PROGRAM.parent))
 
-PUBLISHED = ROOT / "docs" / "ablation"
+PUBLISHED = ROOT / "docs" / "ablation" / "small"
 PAIR = (names.PER_STEP, names.HELD)
 SMALL_TABLES = ("mechanism", "ablation", "differences", "inference", "uncertainty")
 SMALL_TABLES += ("selection", "equal-p", "inference-differences")
