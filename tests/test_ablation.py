@@ -25,6 +25,7 @@ sys.path.insert(0, str(PROGRAM.parent))
 import ablation  # noqa: E402
 from study import names, statistics  # noqa: E402
 from study.fashion import plan as fashion  # noqa: E402
+from study.fashion import tables as fashion_tables  # noqa: E402
 from study.fashion.names import QUESTIONS  # noqa: E402
 from study.results import Results, Row, Unit, read_rows  # noqa: E402
 from study.small import data as data_sets  # noqa: E402
@@ -514,7 +515,26 @@ def published_tables():
         if row.unit.condition in (names.NONE, *PAIR)
     ]
     by_name = {table.name: table for table in tables.all_tables(longer)}
-    return [*made, by_name["differences"]]
+    return [*made, by_name["differences"], *fashion_tables.all_tables(fashion_rows())]
+
+
+def fashion_rows():
+    """Reads what is published of the larger networks, if anything is."""
+    path = PUBLISHED.parent / "fashion" / "results.csv"
+    return read_rows(path) if path.exists() else []
+
+
+@pytest.mark.skipif(not fashion_rows(), reason="the run is not published")
+def test_published_run_on_fashion_mnist_is_of_the_plan():
+    folder = PUBLISHED.parent / "fashion"
+    settings = json.loads((folder / "settings.json").read_text())
+    expected = fashion.described(fashion.Settings(), settings["versions"])
+    assert settings == json.loads(json.dumps(expected))
+    jobs = fashion.plan(fashion.Settings(), QUESTIONS, names.CONDITIONS)
+    done = {fashion.Job(row.unit, row.seed) for row in fashion_rows()}
+    assert done <= set(jobs)
+    units = {job.unit for job in done}
+    assert done == {job for job in jobs if job.unit in units}, "not all of their seeds"
 
 
 def test_page_has_the_tables_of_the_published_numbers():
