@@ -232,9 +232,11 @@ def test_recurrent_masks_are_held_or_new_at_every_step(condition, same):
 def test_the_best_parameters_are_those_of_the_least_loss():
     data = images.made().train
     fit, validation = images.split(data, 64, 50, seed=0)
-    model = network(names.NONE, 0.0, steps=2)
-    batches = training.draw_batches(64, 0, rounds=4, updates=16)
-    assert batches.shape == (4, 4, 32)
+    # Wrong labels: the better it fits, the worse in validation; the best are not the last.
+    validation = validation._replace(labels=(validation.labels + 5) % 10)
+    model = network(names.NONE, 0.0, steps=2).copy(units=32)
+    batches = training.draw_batches(64, 0, rounds=4, updates=32)
+    assert batches.shape == (4, 8, 32)
     assert sorted(batches[0, :2].ravel()) == list(range(64))
     first = training.first_params(model, 0)
     trained = training.train(model, fit, validation, first, batches, jax.random.key(0))
@@ -245,7 +247,7 @@ def test_the_best_parameters_are_those_of_the_least_loss():
 
     np.testing.assert_allclose(loss(trained.last), trained.losses[-1], rtol=1e-5)
     np.testing.assert_allclose(loss(trained.best), trained.losses.min(), rtol=1e-5)
-    assert trained.losses.min() < loss(first)
+    assert 0 < trained.losses.argmin() < 3
 
 
 def test_batches_of_images_are_judged_as_all_at_once():

@@ -109,7 +109,9 @@ class Values:
         for setting in self.selected():
             for one, other in PAIRS:
                 pair = self.chosen(setting, one), self.chosen(setting, other)
-                yield from _difference((setting, one, other), *pair)
+                found = _difference(*pair)
+                if found is not None:
+                    yield setting, one, other, found
 
     def compare_at_equal_p(self) -> Iterator[tuple[Setting, float, str, str, Estimate]]:
         """Compares conditions at the same ``p``, seed by seed."""
@@ -120,7 +122,9 @@ class Values:
                     pair = (
                         self.at(setting, c, 0.0 if c == NONE else p) for c in (one, other)
                     )
-                    yield from _difference((setting, p, one, other), *pair)
+                    found = _difference(*pair)
+                    if found is not None:
+                        yield setting, p, one, other, found
 
 
 def at_end(measure: str, end: str) -> str:
@@ -132,7 +136,6 @@ def _setting(unit: Unit) -> Setting:
     return Setting(unit.data, unit.steps, unit.variant)
 
 
-def _difference(names: tuple, one: np.ndarray, other: np.ndarray) -> Iterator[tuple]:
+def _difference(one: np.ndarray, other: np.ndarray) -> Estimate | None:
     """Says nothing of a comparison of which seeds are still to be done."""
-    if 1 < len(one) == len(other):
-        yield *names, estimate(one - other)
+    return estimate(one - other) if 1 < len(one) == len(other) else None
