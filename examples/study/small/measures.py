@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from uncertainty import corrupted, turned
 
 import snn_dropout as sd
+from snn_dropout.linen.uncertainty import Uncertainty
 from study.names import (
     ACCURACY,
     CALIBRATION,
@@ -153,10 +154,10 @@ def _way(masks: int | None) -> Callable[..., jax.Array]:
     return lambda *arguments: monte_carlo(*arguments).mean
 
 
-def _monte_carlo(samples: int) -> Callable[..., sd.linen.uncertainty.Uncertainty]:
+def _monte_carlo(samples: int) -> Callable[..., Uncertainty]:
     def of_seed(
         network: Network, steps: int, examples: Examples, params: Any, key: jax.Array
-    ) -> sd.linen.uncertainty.Uncertainty:
+    ) -> Uncertainty:
         input_key, dropout_key = jax.random.split(key)
         x_seq, _ = present(examples, input_key, steps)
         variables, rngs = {"params": params}, {"dropout": dropout_key}
