@@ -23,7 +23,7 @@ PROGRAM = ROOT / "examples" / "ablation.py"
 sys.path.insert(0, str(PROGRAM.parent))
 
 import ablation  # noqa: E402
-from study import names, statistics  # noqa: E402
+from study import names, running, statistics  # noqa: E402
 from study.fashion import plan as fashion  # noqa: E402
 from study.fashion import tables as fashion_tables  # noqa: E402
 from study.fashion.names import QUESTIONS  # noqa: E402
@@ -339,6 +339,17 @@ def test_a_unit_that_fails_ends_the_run(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="broken"):
         part.prepare(options, {})()
     assert {unit.data for unit in tried} == {names.DIGITS}, "later parts do not begin"
+
+
+def test_progress_counts_what_was_done_before_and_says_how_much_is_left(capsys):
+    def do(job):
+        return None if job == 1 else f"job {job}"
+
+    running.run([[[1, 2]], [[3]]], do, cost=lambda job: 10 * job)
+    printed = capsys.readouterr().out
+    found = re.findall(r"(\d) of 3 .* min, about (\d+) more  (.*)", printed)
+    assert [(count, words) for count, _, words in found] == [("2", "job 2"), ("3", "job 3")]
+    assert found[-1][1] == "0"
 
 
 def test_rows_are_brought_into_the_order_of_the_plan(tmp_path):
