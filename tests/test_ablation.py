@@ -23,15 +23,30 @@ PROGRAM = ROOT / "examples" / "ablation.py"
 sys.path.insert(0, str(PROGRAM.parent))
 
 import ablation  # noqa: E402
-from study import data as data_sets  # noqa: E402
-from study import measures, names, plan, statistics, tables, training, work  # noqa: E402
-from study.network import Network  # noqa: E402
+from study import names, running, statistics  # noqa: E402
+from study.fashion import plan as fashion  # noqa: E402
+from study.fashion import tables as fashion_tables  # noqa: E402
+from study.fashion.names import QUESTIONS  # noqa: E402
 from study.results import Results, Row, Unit, read_rows  # noqa: E402
+from study.small import data as data_sets  # noqa: E402
+from study.small import inference, measures, part, plan, tables, training, work  # noqa: E402
+from study.small.network import Network  # noqa: E402
 
 sys.path.remove(str(PROGRAM.parent))
 
-PUBLISHED = ROOT / "docs" / "ablation"
+PUBLISHED = ROOT / "docs" / "ablation" / "small"
 PAIR = (names.PER_STEP, names.HELD)
+SMALL_TABLES = ("mechanism", "ablation", "differences", "inference", "uncertainty")
+SMALL_TABLES += ("selection", "equal-p", "inference-differences")
+FASHION_TABLES = (
+    "tested",
+    "differences",
+    "equal-p",
+    "selection",
+    "training",
+    "uncertainty",
+)
+SMALL_DATA = [name for name in names.DATA if name != names.FASHION]
 
 
 def run(folder, *options):
@@ -54,21 +69,32 @@ def test_quick_run(tmp_path):
     printed = run(folder)
     assert printed.stderr == ""
     written = {
-        Path(line).name for line in re.findall(r"^written: (.*)$", printed.stdout, re.M)
+        str(Path(line).relative_to(folder))
+        for line in re.findall(r"^written: (.*)$", printed.stdout, re.M)
     }
-    made = ("mechanism", "ablation", "differences", "inference", "uncertainty")
-    made += ("selection", "equal-p", "inference-differences")
-    pictures = {"mechanism.png", "differences.png", "selection.png"}
-    assert (
-        written == {f"{name}{end}" for name in made for end in (".csv", ".md")} | pictures
-    )
+    made = {"small": SMALL_TABLES, "fashion": FASHION_TABLES}
+    pictures = {
+        *(f"small/{name}.png" for name in ("mechanism", "differences", "selection")),
+        *(f"fashion/{name}.png" for name in ("curves", "differences", "time")),
+    }
+    tables_of_both = {
+        f"{part}/{name}{end}"
+        for part, of_part in made.items()
+        for name in of_part
+        for end in (".csv", ".md")
+    }
+    assert written == tables_of_both | pictures
     for picture in pictures:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    path = folder / "results.csv"
-    rows = read_rows(path)
-    planned = plan.plan(plan.QUICK, list(names.DATA), list(names.CONDITIONS))
-    assert len({row.unit for row in rows}) == len(planned)
-    assert not np.isnan([row.value for row in rows]).any()
+    path = folder / "small" / "results.csv"
+    planned = plan.plan(plan.QUICK, SMALL_DATA, list(names.CONDITIONS))
+    assert len({row.unit for row in read_rows(path)}) == len(planned)
+    larger = read_rows(folder / "fashion" / "results.csv")
+    toy = fashion.quick(fashion.Settings())
+    jobs = fashion.plan(toy, QUESTIONS, names.CONDITIONS)
+    assert {(row.unit, row.seed) for row in larger} == set(jobs)
+    for rows in (read_rows(path), larger):
+        assert not np.isnan([row.value for row in rows]).any()
 
     # A run that is interrupted before its last unit goes on to the same numbers.
     whole = path.read_text()
@@ -92,7 +118,8 @@ def test_quick_run(tmp_path):
 
 
 def test_results_without_settings_are_refused(tmp_path):
-    (tmp_path / "results.csv").write_text("")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "results.csv").write_text("")
     with pytest.raises(SystemExit, match=r"results\.csv has no settings\.json beside it"):
         ablation.main(["--output", str(tmp_path), "--data", "digits"])
 
@@ -269,7 +296,7 @@ def test_seeds_together_are_seeds_alone():
 
 
 def test_what_a_unit_needs_is_done_before_it():
-    planned = plan.plan(plan.Settings(), list(names.DATA), list(names.CONDITIONS))
+    planned = plan.plan(plan.Settings(), SMALL_DATA, list(names.CONDITIONS))
     done = set()
     for chains in plan.in_turn(planned):
         of_part = set()
@@ -305,11 +332,24 @@ def test_a_unit_that_fails_ends_the_run(monkeypatch, tmp_path):
         tried.append(unit)
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(ablation, "measure", fail)
-    planned = plan.plan(plan.QUICK, list(names.DATA), list(names.CONDITIONS))
+    monkeypatch.setattr(part, "measure", fail)
+    options = ablation.parse_options(
+        ["--quick", "--data", names.DIGITS, names.DIGITS_200, "--output", str(tmp_path)]
+    )
     with pytest.raises(RuntimeError, match="broken"):
-        ablation.run(planned, plan.QUICK, Results(tmp_path, {}))
+        part.prepare(options, {})()
     assert {unit.data for unit in tried} == {names.DIGITS}, "later parts do not begin"
+
+
+def test_progress_counts_what_was_done_before_and_says_how_much_is_left(capsys):
+    def do(job):
+        return None if job == 1 else f"job {job}"
+
+    running.run([[[1, 2]], [[3]]], do, cost=lambda job: 10 * job)
+    printed = capsys.readouterr().out
+    found = re.findall(r"(\d) of 3 .* min, about (\d+) more  (.*)", printed)
+    assert [(count, words) for count, _, words in found] == [("2", "job 2"), ("3", "job 3")]
+    assert found[-1][1] == "0"
 
 
 def test_rows_are_brought_into_the_order_of_the_plan(tmp_path):
@@ -441,7 +481,7 @@ def test_ways_of_inference_are_compared_with_scaled_weights_seed_by_seed():
             for seed, value in enumerate(accuracies)
         ]
 
-    made = tables._inference_differences(
+    made = inference.inference_differences(
         rows(names.SCALED_WEIGHTS, [80.0, 70.0]) + rows("16 samples", [82.0, 72.0])
     )
     expected = ("DropConnect, held", "LIF", "16 samples", "**+2.00 ± 0.00**")
@@ -456,7 +496,7 @@ def test_published_run_is_the_program_at_its_defaults():
     settings.pop("versions")
     assert settings == json.loads(json.dumps(plan.Settings()._asdict()))
     units = {row.unit for row in read_rows(PUBLISHED / "results.csv")}
-    planned = plan.plan(plan.Settings(), list(names.DATA), list(names.CONDITIONS))
+    planned = plan.plan(plan.Settings(), SMALL_DATA, list(names.CONDITIONS))
     assert len(units) == len(planned)
     assert {unit._replace(p=None) for unit in units} == {
         u._replace(p=None) for u in planned
@@ -486,7 +526,26 @@ def published_tables():
         if row.unit.condition in (names.NONE, *PAIR)
     ]
     by_name = {table.name: table for table in tables.all_tables(longer)}
-    return [*made, by_name["differences"]]
+    return [*made, by_name["differences"], *fashion_tables.all_tables(fashion_rows())]
+
+
+def fashion_rows():
+    """Reads what is published of the larger networks, if anything is."""
+    path = PUBLISHED.parent / "fashion" / "results.csv"
+    return read_rows(path) if path.exists() else []
+
+
+@pytest.mark.skipif(not fashion_rows(), reason="the run is not published")
+def test_published_run_on_fashion_mnist_is_of_the_plan():
+    folder = PUBLISHED.parent / "fashion"
+    settings = json.loads((folder / "settings.json").read_text())
+    expected = fashion.described(fashion.Settings(), settings["versions"])
+    assert settings == json.loads(json.dumps(expected))
+    jobs = fashion.plan(fashion.Settings(), QUESTIONS, names.CONDITIONS)
+    done = {fashion.Job(row.unit, row.seed) for row in fashion_rows()}
+    assert done <= set(jobs)
+    units = {job.unit for job in done}
+    assert done == {job for job in jobs if job.unit in units}, "not all of their seeds"
 
 
 def test_page_has_the_tables_of_the_published_numbers():

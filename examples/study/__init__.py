@@ -1,1 +1,1 @@
-"""The parts of ``ablation.py``: each file is one step from data to page."""
+"""The parts of ``ablation.py``: the small data sets, Fashion-MNIST, and what they share."""

@@ -1,10 +1,11 @@
-"""The words of the results: data sets, conditions, tables, measures."""
+"""The words that all parts share: data sets, conditions, tables, measures."""
 
-DIGITS, DIGITS_200, VOWELS = "digits", "digits-200", "vowels"
+DIGITS, DIGITS_200, VOWELS, FASHION = "digits", "digits-200", "vowels", "fashion"
 DATA = {
     DIGITS: "digits",
     DIGITS_200: "200 digits",
     VOWELS: "Japanese vowels",
+    FASHION: "Fashion-MNIST",
 }
 
 NONE, PER_STEP, HELD = "none", "per-step", "held"

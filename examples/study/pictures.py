@@ -1,25 +1,12 @@
-"""The pictures of the study."""
+"""What all pictures of the study have in common."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from study.names import (
-    ACCURACY,
-    CONDITIONS,
-    DATA,
-    HELD,
-    LIF,
-    LIKELIHOOD,
-    NONE,
-    PER_STEP,
-    SELECTION,
-)
-from study.results import Row, Unit
-from study.statistics import by_unit, estimate
-from study.tables import mechanism, paired
+from study.names import CONDITIONS, HELD, NONE, PER_STEP
+from study.statistics import Estimate
 
 COLORS = dict(
     zip(
@@ -34,118 +21,43 @@ DIFFERENCE_COLORS = {
 SHORT = {NONE: "none", PER_STEP: "every step", HELD: "held"}
 
 
-def draw_mechanism(rows: Sequence[Row], path: Path) -> None:
-    """Draws the spread over masks against the number of time steps."""
-    found = mechanism(rows)
-    trained = list(dict.fromkeys(key[:2] for key in found))
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    panels = figure.subplots(1, len(trained), sharey=True, squeeze=False)[0]
-    words = {PER_STEP: "steps independent: 1/√T", HELD: "steps alike: constant"}
-    for axes, (condition, p) in zip(panels, trained, strict=True):
-        steps = [key[2] for key in found if key[:2] == (condition, p)]
-        for masks, theory in words.items():
-            lines = [found[condition, p, count] for count in steps]
-            measured = [line[masks] for line in lines]
-            axes.errorbar(
-                steps,
-                [one.mean for one in measured],
-                [one.half_width for one in measured],
-                fmt="o-",
-                capsize=3,
-                color=COLORS[masks],
-                label=f"{SHORT[masks]}, measured",
-            )
-            foretold = [line[f"{masks}, foretold"].mean for line in lines]
-            axes.plot(steps, foretold, "--", color=COLORS[masks], label=theory)
-        axes.set(
-            title=f"network trained with {CONDITIONS[condition]}, p = {p}",
-            xlabel="time steps T",
-            xscale="log",
-            yscale="log",
-        )
-        axes.set_xticks(steps, list(map(str, steps)), minor=False)
-        axes.minorticks_off()
-    low, high = panels[0].get_ylim()
-    ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if low <= tick <= high]
-    panels[0].set_yticks(ticks, list(map(str, ticks)))
-    panels[0].set_ylabel("standard deviation over masks\nof the averaged scores (logits)")
-    panels[-1].legend()
-    figure.savefig(path, dpi=110)
+def draw_intervals(
+    axes: Axes,
+    places: Sequence[float],
+    estimates: Sequence[Estimate],
+    *,
+    across: bool = False,
+    **looks: Any,
+) -> None:
+    """Draws estimates with their intervals, upright over places or across beside them."""
+    means = [one.mean for one in estimates]
+    widths = [one.half_width for one in estimates]
+    looks = {"fmt": "o", "capsize": 3} | looks
+    if across:
+        axes.errorbar(means, places, xerr=widths, **looks)
+    else:
+        axes.errorbar(places, means, yerr=widths, **looks)
 
 
-def draw_differences(rows: Sequence[Row], path: Path) -> None:
-    """Draws the paired differences, with their intervals."""
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, measure, unit in zip(
-        panels,
-        (ACCURACY, LIKELIHOOD),
-        ("test accuracy (percentage points)", LIKELIHOOD),
-        strict=True,
+def draw_differences(
+    axes: Axes, places: Sequence[str], found: dict[tuple[str, str], dict[str, Estimate]]
+) -> None:
+    """Draws the differences of pairs of conditions, one line for each place."""
+    for shift, ((one, other), color) in zip(
+        (-0.22, 0, 0.22), DIFFERENCE_COLORS.items(), strict=True
     ):
-        _draw_forest(axes, rows, measure)
-        axes.set_xlabel(f"difference in {unit}")
-        axes.axvline(0, color="black", lw=0.8)
-        axes.grid(axis="x", alpha=0.3)
-    panels[0].set_title("better: right")
-    panels[1].set_title("better: left")
-    handles, labels = panels[0].get_legend_handles_labels()
-    title = "mean and 95 % interval over seeds"
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, title=title)
-    figure.savefig(path, dpi=110)
-
-
-def draw_selection(rows: Sequence[Row], path: Path) -> None:
-    """Draws the validation loss against ``p``, from which ``p`` is chosen."""
-    losses = {u: v for u, v in by_unit(rows, LIKELIHOOD).items() if u.table == SELECTION}
-    settings = list(dict.fromkeys(unit[1:3] for unit in losses))
-    columns = min(4, len(settings))
-    lines = -(-len(settings) // columns)
-    figure = Figure(figsize=(3 * columns, 2.8 * lines + 0.6), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in panels[len(settings) :]:
-        axes.axis("off")
-    for axes, (data, steps) in zip(panels, settings, strict=False):
-        for condition in CONDITIONS:
-            grid = [u.p for u in losses if u[1:4] == (data, steps, condition)]
-            if grid:
-                units = [Unit(SELECTION, data, steps, condition, p, LIF) for p in grid]
-                found = [estimate(losses[unit]).mean for unit in units]
-                label = CONDITIONS[condition]
-                axes.plot(grid, found, "o-", color=COLORS[condition], label=label)
-        axes.set(title=f"{DATA[data]}, T = {steps}", xlabel="p")
-    for axes in panels[::columns]:
-        axes.set_ylabel("validation loss (nats)")
-    handles = {}
-    for axes in panels:
-        handles |= {
-            label: handle
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=110)
-
-
-def _draw_forest(axes: Axes, rows: Sequence[Row], measure: str) -> None:
-    found = paired(rows, measure)
-    settings = list(dict.fromkeys(key[:2] for key in found))
-    for shift, (one, other) in zip((-0.22, 0, 0.22), DIFFERENCE_COLORS, strict=True):
-        points = [
-            (place + shift, found[data, steps, one, other])
-            for place, (data, steps) in enumerate(settings)
-            if (data, steps, one, other) in found
-        ]
-        if points:
-            axes.errorbar(
-                [value.mean for _, value in points],
-                [place for place, _ in points],
-                xerr=[value.half_width for _, value in points],
-                fmt="o",
-                capsize=3,
-                color=DIFFERENCE_COLORS[one, other],
+        of_pair = found.get((one, other), {})
+        lines = [line for line, place in enumerate(places) if place in of_pair]
+        if lines:
+            draw_intervals(
+                axes,
+                [line + shift for line in lines],
+                [of_pair[places[line]] for line in lines],
+                across=True,
+                color=color,
                 label=f"{SHORT[one]} \N{MINUS SIGN} {SHORT[other]}",
             )
-    axes.set_yticks(
-        range(len(settings)), [f"{DATA[d]}, T = {steps}" for d, steps in settings]
-    )
-    axes.set_ylim(len(settings) - 0.5, -0.5)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_yticks(range(len(places)), places)
+    axes.set_ylim(len(places) - 0.5, -0.5)

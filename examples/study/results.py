@@ -1,6 +1,7 @@
 """The results: one file of numbers, which grows by whole units and can be gone on with."""
 
 import csv
+import io
 import json
 import os
 import threading
@@ -83,16 +84,19 @@ class Results:
         settings_path = folder / "settings.json"
         wanted = json.dumps(settings, indent=2)
         if settings_path.exists():
-            found = json.loads(settings_path.read_text())
+            there, now = (
+                _flat(json.loads(text)) for text in (settings_path.read_text(), wanted)
+            )
             other = [
-                f"{name} is {found.get(name)} there and {value} now"
-                for name, value in json.loads(wanted).items()
-                if found.get(name) != value
+                f"{name} is {there.get(name)} there and {now.get(name)} now"
+                for name in there | now
+                if there.get(name) != now.get(name)
             ]
             if other:
+                more = f"; and {len(other) - 3} more" if len(other) > 3 else ""
                 raise ValueError(
-                    f"{settings_path} is of other settings: {'; '.join(other)}. Nothing "
-                    "was overwritten: type --output with another folder"
+                    f"{settings_path} is of other settings: {'; '.join(other[:3])}{more}. "
+                    "Nothing was overwritten: type --output with another folder"
                 )
         elif self._path.exists():
             raise ValueError(
@@ -105,9 +109,9 @@ class Results:
         self.rows = read_rows(self._path) if self._path.exists() else []
         self._lock = threading.Lock()
 
-    def has(self, unit: Unit) -> bool:
-        """Says whether the rows of a unit are there."""
-        return any(row.unit == unit for row in self.rows)
+    def has(self, unit: Unit, seed: int | None = None) -> bool:
+        """Says whether the rows of a unit are there, of a seed if one is named."""
+        return any(row.unit == unit and seed in (None, row.seed) for row in self.rows)
 
     def add(
         self, unit: Unit, values: Mapping[str, Iterable[float]], seeds: Iterable[int]
@@ -139,23 +143,22 @@ class Results:
 
     def _write_rows(self, rows: list[Row]) -> None:
         self.rows = rows
-        lines = [",".join(HEADER)]
-        lines += [
-            ",".join(map(str, (*unit, measure, seed, value)))
-            for unit, measure, seed, value in self.rows
-        ]
-        _write(self._path, ("\n".join(lines) + "\n").encode())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HEADER)
+        writer.writerows((*row.unit, *row[1:]) for row in self.rows)
+        _write(self._path, text.getvalue().encode())
 
-    def save_params(self, unit: Unit, params: Any) -> None:
-        """Keeps the parameters that a unit trained."""
+    def save_params(self, unit: Unit, params: Any, seed: int | None = None) -> None:
+        """Keeps the parameters that a unit trained, or what it found with them."""
         _write(
-            self._params_path(unit),
+            self._params_path(unit, seed),
             serialization.msgpack_serialize(serialization.to_state_dict(params)),
         )
 
-    def load_params(self, unit: Unit) -> Any:
+    def load_params(self, unit: Unit, seed: int | None = None) -> Any:
         """Loads what ``save_params`` kept."""
-        path = self._params_path(unit)
+        path = self._params_path(unit, seed)
         if not path.exists():
             raise ValueError(
                 f"{path} is missing, the parameters to which {self._path} has rows: type "
@@ -163,8 +166,18 @@ class Results:
             )
         return serialization.msgpack_restore(path.read_bytes())
 
-    def _params_path(self, unit: Unit) -> Path:
-        return self._folder / "params" / f"{'-'.join(map(str, unit[1:]))}.msgpack"
+    def _params_path(self, unit: Unit, seed: int | None) -> Path:
+        words = unit[1:] if seed is None else (*unit[1:], seed)
+        return self._folder / "params" / f"{'-'.join(map(str, words))}.msgpack"
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Names what is inside of a setting together with it."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        found |= {f"{name}, {key}": one for key, one in inner.items()} or {name: value}
+    return found
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 import snn_dropout as sd
-from study.data import Examples, present, take
 from study.names import NONE
-from study.network import Network
+from study.small.data import Examples, present, take
+from study.small.network import Network
 
 BATCH_SIZE = 32
 LEARNING_RATE = 5e-3

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from uncertainty import corrupted, turned
 
 import snn_dropout as sd
-from study.data import Examples, present
+from snn_dropout.linen.uncertainty import Uncertainty
 from study.names import (
     ACCURACY,
     CALIBRATION,
@@ -24,8 +24,9 @@ from study.names import (
     STEP_SPREAD,
     TIME,
 )
-from study.network import DROPOUTS, Network
-from study.training import scores
+from study.small.data import Examples, present
+from study.small.network import DROPOUTS, Network
+from study.small.training import scores
 
 CHANGES = {  # of the images, and what makes them
     "30 % of the pixels noise": partial(corrupted, percent=30),
@@ -153,10 +154,10 @@ def _way(masks: int | None) -> Callable[..., jax.Array]:
     return lambda *arguments: monte_carlo(*arguments).mean
 
 
-def _monte_carlo(samples: int) -> Callable[..., sd.linen.uncertainty.Uncertainty]:
+def _monte_carlo(samples: int) -> Callable[..., Uncertainty]:
     def of_seed(
         network: Network, steps: int, examples: Examples, params: Any, key: jax.Array
-    ) -> sd.linen.uncertainty.Uncertainty:
+    ) -> Uncertainty:
         input_key, dropout_key = jax.random.split(key)
         x_seq, _ = present(examples, input_key, steps)
         variables, rngs = {"params": params}, {"dropout": dropout_key}

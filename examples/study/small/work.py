@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from study import data as data_sets
-from study import measures
-from study.measures import Subject, Values
 from study.names import INFERENCE, LIF, MECHANISM, NONE, RELU, SELECTION, TEST, UNCERTAINTY
-from study.network import Network
-from study.plan import Settings, inference_ways
 from study.results import Results, Unit
+from study.small import data as data_sets
+from study.small import measures
+from study.small.measures import Subject, Values
+from study.small.network import Network
+from study.small.plan import Settings, inference_ways
+from study.small.training import draw_batches, first_params, keys_of, over_seeds, train
 from study.statistics import choose_p
-from study.training import draw_batches, first_params, keys_of, over_seeds, train
 
 FIRST_SELECTION_SEED = 1000
 FIRST_TEST_KEY = 2000  # of input spikes and samples in inference

@@ -1,0 +1,1 @@
+"""The part of the study whose networks overfit: Fashion-MNIST."""
