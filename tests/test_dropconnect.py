@@ -275,9 +275,9 @@ def test_parameters_start_from_spikingjellys_uniform_distribution():
 # Inference.
 
 
-@cases("inference", ["sample", "analytic"], short=["analytic"])
+@cases("inference", ["sample", "analytic"], short=["sample"])
 @cases("activation", [None, nn.relu, functional.Threshold(0.1), nn.tanh], short=[nn.relu])
-@cases("use_bias", [True, False], short=[True])
+@cases("use_bias", [True, False], short=[False])
 def test_a_silent_row_is_finite_with_finite_gradients(inference, activation, use_bias):
     layer = sd.DropConnectLinear(
         6, 4, use_bias, activation=activation, inference=inference, samples_num=20
