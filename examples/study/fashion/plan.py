@@ -132,7 +132,7 @@ def quick(settings: Settings) -> Settings:
             size=block.size // 20,
             updates=4,
             steps=IMAGE_ROWS if block.steps == IMAGE_ROWS else block.steps // 4,
-            p=block.p[-1:],
+            p=block.p[-2:],
             places=block.places[-1:],
             selection_seeds=min(block.selection_seeds, 1),
             seeds=2,
