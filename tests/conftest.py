@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -11,13 +12,14 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Eight devices where there is one: sharding is tested without an accelerator.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import pytest
 
-from tests import depth
+from tests import compiler, depth
+
+# Eight devices where there is one: sharding is tested without an accelerator.
+os.environ.setdefault("XLA_FLAGS", compiler.EIGHT_DEVICES)
 
 PROGRAMS = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 MOST_BYTES = 2**30  # of programs, before they are thrown away
@@ -32,9 +34,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if not config.getoption("--exhaustive") and jax.__version_info__ < (0, 11):
-        # This compiler's other code generator takes a third less time, for slower code.
-        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    if not config.getoption("--exhaustive") or config.option.markexpr == "not optimised":
+        os.environ["XLA_FLAGS"] += f" {compiler.LITTLE_WORK}"
+    # What traces leave behind is many objects and little garbage: looking for it as often as
+    # usual is a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     if not hasattr(config, "workerinput") and size_of(PROGRAMS) > MOST_BYTES:
         shutil.rmtree(PROGRAMS)
 

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 import snn_dropout as sd
+from tests import compiler
 from tests.depth import cases
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,7 @@ SMALL_DATA = [name for name in names.DATA if name != names.FASHION]
 
 def run(folder, *options):
     """Runs the program as its user does, but for the compiler, which does not optimise."""
-    flags = "--xla_backend_optimization_level=0"
+    flags = f"--xla_backend_optimization_level=0 {compiler.LITTLE_WORK}"
     return subprocess.run(
         [sys.executable, PROGRAM, "--quick", "--output", folder, *options],
         env={**os.environ, "XLA_FLAGS": flags},

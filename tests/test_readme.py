@@ -17,15 +17,16 @@ def test_every_python_block_runs():
 
 
 def test_continuous_integration_calls_the_command_that_is_printed():
-    """On one Python as it stands; on the other with all depth, a test in the next line."""
+    """On one Python as it stands; on the other in all depth, in three parts."""
     assert "\npython -m pytest\n" in README
     commands = (ROOT / ".ci" / "run").read_text()
     assert re.search(r" python -m pytest\n", commands)
-    assert re.search(
-        r""" python -m pytest --exhaustive --deselect "\$quick"\n"""
-        r""".*\n.* python -m pytest --exhaustive .*"\$quick"\n""",
-        commands,
-    )
+    parts = re.findall(r" python -m pytest --exhaustive (.*)\n", commands)
+    assert parts[:3] == [
+        '-m "not optimised" --deselect "$quick"',
+        "-m optimised",
+        '-n 0 --durations=1 "$quick"',
+    ]
 
 
 def test_every_example_that_is_named_exists():
