@@ -36,8 +36,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("--exhaustive") or config.option.markexpr == "not optimised":
         os.environ["XLA_FLAGS"] += f" {compiler.LITTLE_WORK}"
-    # What traces leave behind is many objects and little garbage: looking for it as often as
-    # usual is a tenth of the time.
+    # What traces leave behind is many objects and little garbage: to look for it as often
+    # as usual takes a tenth of the time.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     if not hasattr(config, "workerinput") and size_of(PROGRAMS) > MOST_BYTES:
