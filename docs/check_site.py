@@ -5,7 +5,8 @@ Run from the root of the project::
   python docs/check_site.py build/site
 
 The search finds a name if all of its words are words of the title of its entry in the
-reference; the entry has to open with the arguments. The exit status is 1 if a name fails.
+reference; the entry has to open with the arguments. No entry may show the markup of a
+docstring. The exit status is 1 if something fails.
 """
 
 import json
@@ -39,6 +40,9 @@ def faults_of(index: dict) -> list[str]:
                 faults.append(f"the search does not find `{typed}`")
         if name not in WITHOUT_ARGUMENTS and f"<code>{last}(" not in entry["text"][:80]:
             faults.append(f"the reference does not say the arguments of `{name}`")
+    for location, entry in entries.items():
+        if re.search(r":(func|class|meth|mod):", entry["text"]):
+            faults.append(f"{location} shows the markup of a docstring")
     return faults
 
 

@@ -59,5 +59,5 @@ def to_markdown(text: str) -> str:
         kind = "pycon" if block.startswith(">>>") else "text"
         return f"{before}:\n\n```{kind}\n{block}\n```\n\n"
 
-    text = re.sub(r":func:`(\w+)`", r"``\1``", text)
+    text = re.sub(r":(?:func|class|meth|mod):`([\w.]+)`", r"``\1``", text)
     return re.sub(r"(?m)^(\S.*):: *\n\n((?:(?:  .*)?\n)*(?:  .*)?)", fence, text)
