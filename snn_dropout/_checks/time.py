@@ -235,34 +235,3 @@ def check_unchanged(before: Any, after: Any) -> None:
             f"it changed {where} outside of it; make the module that it calls an attribute "
             f"of it instead of closing over it."
         )
-
-
-def check_no_stored_mask(paths: Sequence[str]) -> None:
-    """Raises if there are masks where each simulation has to draw its own."""
-    if paths:
-        raise ValueError(
-            f"`variables` must hold no mask, for each sample draws its own, but there is "
-            f"one at {', '.join(paths)}; leave the state out, or pass "
-            f"`reset_masks(state)`."
-        )
-
-
-def check_scores(scores: Any, entropies: bool) -> None:
-    """Raises unless the scores are floats, and of classes where entropies are asked for."""
-    if not isinstance(scores, jax.ShapeDtypeStruct | jax.Array) or not jnp.issubdtype(
-        scores.dtype, jnp.floating
-    ):
-        raise TypeError(
-            f"`scores` must return one array of floats, [N, K] for K classes, but "
-            f"returned {scores}; write for example `scores=lambda y_seq: y_seq.mean(0)`."
-        )
-    shape = tuple(scores.shape)
-    if entropies and (len(shape) < 2 or shape[-1] < 2):
-        one = "y_seq.mean(0)" if len(shape) != 1 else "y_seq.mean(0)[:, None]"
-        raise ValueError(
-            f"`scores` must return an array whose last axis is the classes, [N, K] for two "
-            f"or more, but returned shape {shape}, which is no distribution over classes. "
-            f"For one logit, yes or no, put a 0 beside it, `scores=lambda y_seq: "
-            f"jnp.insert({one}, 0, 0.0, axis=-1)`; where only mean and variance make "
-            f"sense, as in a regression, write `entropies=False`."
-        )

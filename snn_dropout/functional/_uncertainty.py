@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snn_dropout._checks.time import check_scores
+from snn_dropout._checks.uncertainty import check_averages_time, check_scores
 
 Scores = Callable[[Any], jax.Array]
 
@@ -36,12 +36,20 @@ def time_average(y_seq: jax.Array) -> jax.Array:
 
 
 def uncertainty(
-    sample: Callable[[jax.Array], jax.Array], samples: int, at_once: int, entropies: bool
+    outputs: Callable[[jax.Array], Any],
+    scores: Scores,
+    whole: Any,
+    samples: int,
+    at_once: int,
+    entropies: bool,
 ) -> Uncertainty:
     """Takes many samples of class scores, some of them at once, and sums them up.
 
     Args:
-      sample: makes the scores ``[N, K]`` of one sample from its number.
+      outputs: makes the outputs of all steps of one sample from its number.
+      scores: makes scores ``[N, K]`` of them.
+      whole: the input of a model that is called on all steps, which may return
+        something without time; None where each step has an output.
       samples: how many there are.
       at_once: how many are made together.
       entropies: whether the last axis of the scores is the classes.
@@ -51,6 +59,13 @@ def uncertainty(
     """
     at_once = min(at_once, samples)
     chunks = -(-samples // at_once)
+    averaged = scores is time_average
+
+    def sample(number: jax.Array) -> jax.Array:
+        y_seq = outputs(number)
+        if averaged and whole is not None:
+            check_averages_time(y_seq, whole)
+        return scores(y_seq)
 
     def add(total: _Total, numbers: jax.Array) -> tuple[_Total, None]:
         # The last chunk may run more samples than are asked for: they weigh nothing.
@@ -59,7 +74,7 @@ def uncertainty(
 
     numbers = jnp.arange(chunks * at_once).reshape(chunks, at_once)
     shape = jax.eval_shape(sample, numbers[0, 0])
-    check_scores(shape, entropies)
+    check_scores(shape, entropies, averaged=averaged)
     zero = _total(jnp.zeros((1, *shape.shape)), jnp.zeros(1), entropies)
     total, _ = jax.lax.scan(add, zero, numbers)
     if total.classes is None:

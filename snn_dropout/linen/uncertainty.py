@@ -9,12 +9,8 @@ import jax
 
 from snn_dropout._checks.connections import check_count
 from snn_dropout._checks.layers import check_flag, check_step_mode
-from snn_dropout._checks.time import (
-    check_module,
-    check_mutable,
-    check_no_stored_mask,
-    check_time_axis,
-)
+from snn_dropout._checks.time import check_module, check_mutable, check_time_axis
+from snn_dropout._checks.uncertainty import check_no_stored_mask
 from snn_dropout.functional._uncertainty import (
     Scores,
     Uncertainty,
@@ -82,7 +78,9 @@ def monte_carlo(
       rngs: the keys; each sample's are made of them with ``fold_in``.
       samples: how many simulations, ``S``.
       step_mode: what the model takes, ``'s'`` or ``'m'``.
-      scores: makes class scores (logits) ``[N, K]`` of the outputs of all steps.
+      scores: makes class scores (logits) ``[N, K]`` of what the model returns; without,
+        its average over time. A model of whole sequences that returns ``[N, K]``
+        already needs ``scores=lambda y: y``.
       entropies: whether the last axis of the scores is the classes. Without, the scores
         may be any floats, and the entropies are None.
       at_once: how many simulations run together.
@@ -96,8 +94,9 @@ def monte_carlo(
 
     Raises:
       TypeError, ValueError: ``samples`` or ``at_once`` is no whole number of 1 or more,
-        the variables hold a mask, the scores are no array of floats with a last axis of
-        two classes or more, or a message of :func:`simulate`.
+        the variables hold a mask, there is no time to average over, the scores are no
+        array of floats with a last axis of two classes or more, or a message of
+        :func:`simulate`.
       flax.errors.InvalidRngError: the stream of a layer is missing.
 
     Source: Gal and Ghahramani 2016 (Monte-Carlo dropout); Smith and Gal 2018 (mutual
@@ -117,15 +116,16 @@ def monte_carlo(
     # drops nothing, and there what it traces here, were they called alike.
     streams = {**(rngs or {}), "monte_carlo": jax.random.key(0)}
 
-    def sample(number: jax.Array) -> jax.Array:
+    def outputs(number: jax.Array) -> Any:
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, number), streams)
         run = model.apply if step_mode == "m" else partial(simulate, model)
         given = {"rngs": keys, "mutable": list(written), **kwargs}
         with nn.intercept_methods(_drop_all_the_same):
             y_seq, _ = run(variables, x_seq, *args, **given)
-        return scores(y_seq)
+        return y_seq
 
-    return uncertainty(sample, samples, at_once, entropies)
+    whole = x_seq if step_mode == "m" else None
+    return uncertainty(outputs, scores, whole, samples, at_once, entropies)
 
 
 def _drop_all_the_same(

@@ -61,7 +61,9 @@ def monte_carlo(
       key: the key; each sample's is made of it with ``fold_in``.
       samples: how many simulations, ``S``.
       step_mode: what the model takes, ``'s'`` or ``'m'``.
-      scores: makes class scores (logits) ``[N, K]`` of the outputs of all steps.
+      scores: makes class scores (logits) ``[N, K]`` of what the model returns; without,
+        its average over time. A model of whole sequences that returns ``[N, K]``
+        already needs ``scores=lambda y: y``.
       entropies: whether the last axis of the scores is the classes. Without, the scores
         may be any floats, and the entropies are None.
       at_once: how many simulations run together.
@@ -72,8 +74,9 @@ def monte_carlo(
 
     Raises:
       TypeError, ValueError: ``samples`` or ``at_once`` is no whole number of 1 or more,
-        the model holds a mask, the scores are no array of floats with a last axis of
-        two classes or more, or a message of ``simulate``.
+        the model holds a mask, there is no time to average over, the scores are no
+        array of floats with a last axis of two classes or more, or a message of
+        ``simulate``.
 
     Source: Gal and Ghahramani 2016 (Monte-Carlo dropout); Smith and Gal 2018 (mutual
     information).
@@ -94,7 +97,7 @@ def monte_carlo(
     )
     graphdef, state = nnx.split(model)
 
-    def sample(number: jax.Array) -> jax.Array:
+    def outputs(number: jax.Array) -> Any:
         copy = nnx.merge(graphdef, state, copy=True)
         copy.eval()
         for layer in layers_of(copy).values():
@@ -104,8 +107,9 @@ def monte_carlo(
         nnx.update(copy, jax.tree.map(lambda key: jax.random.fold_in(key, number), keys))
         one = jax.random.fold_in(key, number)
         if step_mode == "s":
-            return scores(simulate(copy, x_seq, *args, key=one, **kwargs))
+            return simulate(copy, x_seq, *args, key=one, **kwargs)
         with simulation(copy, x_seq, *args, key=one, **kwargs):
-            return scores(copy(x_seq, *args, **kwargs))
+            return copy(x_seq, *args, **kwargs)
 
-    return uncertainty(sample, samples, at_once, entropies)
+    whole = x_seq if step_mode == "m" else None
+    return uncertainty(outputs, scores, whole, samples, at_once, entropies)
