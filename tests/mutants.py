@@ -420,16 +420,30 @@ MUTANTS = [
     Mutant(
         "a membrane of another batch is taken",
         "linen/state.py",
-        "    _check_batch(given, made, name)\n    return made\n",
-        "    return made\n",
+        "    _check_batch(given, made, name, lambda axes: init({}, axes))\n",
+        "",
         "test_stale_states.py::test_membranes_of_another_batch_are_named",
     ),
     Mutant(
         "a membrane of another batch is taken where only the first call makes it",
         "linen/state.py",
-        "    _check_late(step, made, given, name)\n",
+        "    _check_late(init, step, made, given, name)\n",
         "",
         "test_stale_states.py::test_neurons_that_make_their_state_late_are_too",
+    ),
+    Mutant(
+        "a membrane of a whole sequence is taken",
+        "linen/state.py",
+        "        if axes := _time_checks.axes_in_front(leaf, one):\n",
+        "        if axes := ():\n",
+        "test_stale_states.py::test_membranes_of_a_whole_sequence_are_named",
+    ),
+    Mutant(
+        "a leaf of its user with axes in front is refused",
+        "_checks/time.py",
+        "    if _shapes(given) == _shapes(of_sequence):\n",
+        "    if True:\n",
+        "test_stale_states.py::test_a_leaf_of_its_user_may_have_axes_in_front",
     ),
     Mutant(
         "a leaf that changes its dtype is not named",

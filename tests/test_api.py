@@ -172,7 +172,7 @@ MAY_IMPORT = {
     "functional": {"_checks", "_on_demand", "functional"},
     "convert": set(),
     "linen/_surroundings": {"_checks"},
-    "linen/state": {"_checks", "linen/_surroundings"},
+    "linen/state": {"_checks", "functional", "linen/_surroundings"},
     "linen/reset": {"_checks", "linen/state"},
     "linen/_held": {"_checks", "functional", "linen/_surroundings", "linen/state"},
     "linen/_scopes": {"_checks", "linen/_held", "linen/_surroundings", "linen/state"},

@@ -1,5 +1,6 @@
 """A state of another batch: named, with both shapes, before a neuron meets it."""
 
+import re
 from functools import partial
 
 import chex
@@ -137,3 +138,92 @@ def test_a_module_may_read_what_only_its_user_makes():
     assert made.keys() == {"gain", "v"}
     with pytest.raises(TypeError, match="unsupported operand"):
         sd.simulate(Reads(), {}, X_SEQ)
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [(4, 3), (3, 3), (7, 3), (2, 4, 3)])
+def test_membranes_of_a_whole_sequence_are_named(way, shape):
+    """From `init(key, x_seq)`; JAX would broadcast over them, and make masks [T, N, F]."""
+    variables = Net().init(KEY, jnp.zeros((*shape, 8)))
+    assert variables["state"]["LIF_0"]["v"].shape == (*shape, 16)
+    with of_a_sequence("state/LIF_0/v", (*shape, 16), (shape[-1], 16)):
+        WAYS[way](Net(), variables, jnp.zeros((4, shape[-1], 8)))
+
+
+def of_a_sequence(leaf, given, made):
+    message = f"The leaf {leaf} must be of one step, but it has {given} where .* {made}: "
+    message = re.escape(message).replace(re.escape(" .* "), " .* ")
+    return pytest.raises(ValueError, match=message + r".*init\(key, x_seq\[0\]\)`")
+
+
+def test_what_the_message_about_a_sequence_says_to_type():
+    whole = Net().init(KEY, X_SEQ)
+    with of_a_sequence("state/LIF_0/v", (4, 3, 16), (3, 16)):
+        sd.simulate(Net(), whole, X_SEQ)
+    expected, _ = sd.simulate(Net(), Net().init(KEY, X_SEQ[0]), X_SEQ)
+    np.testing.assert_array_equal(
+        sd.simulate(Net(), {"params": whole["params"]}, X_SEQ)[0], expected
+    )
+
+
+@cases("neuron", [LateLIF, LateVariable], short=[LateLIF])
+@pytest.mark.parametrize("before", [(), (LIF(),)])
+def test_late_neurons_that_ran_on_a_whole_sequence_are_named(neuron, before):
+    model = nn.Sequential([*before, neuron()])
+    _, state = model.apply({}, X_SEQ, mutable=["state"])
+    where = f"layers_{len(before)}"
+    state = {"state": {where: state["state"][where]}}
+    with pytest.raises(ValueError, match=rf"{where}/\w+ must be of one step.*\(4, 3, 8\)"):
+        sd.simulate(model, state, X_SEQ)
+
+
+def test_other_shapes_of_a_whole_sequence_are_named():
+    """Images, leaves of several arrays and other collections; one layer of many."""
+
+    class Pair(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            rest = lambda: (jnp.zeros_like(x), 0, jnp.zeros_like(x))  # noqa: E731
+            carry = self.variable("state", "carry", rest)
+            v, steps, last = carry.value
+            if not self.is_initializing():
+                carry.value = (v + x, steps + 1, last)
+            return v
+
+    model = nn.Sequential([nn.Conv(2, (3, 3)), Pair()])
+    images = jnp.zeros((4, 3, 5, 5, 1))
+    variables = model.init(KEY, images)
+    with pytest.raises(ValueError, match=r"layers_1/carry must be of one step"):
+        sd.simulate(model, variables, images)
+    fine = model.init(KEY, images[0])
+    assert sd.simulate(model, fine, images)[0].shape == (4, 3, 5, 5, 2)
+
+    model = AdaptiveLIF()
+    with pytest.raises(ValueError, match=r"carry/\w+ must be of one step"):
+        sd.simulate(model, model.init(KEY, X_SEQ), X_SEQ, mutable="carry")
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (3, 3), (1, 8)])
+def test_a_leaf_of_its_user_may_have_axes_in_front(shape):
+    """A threshold for each example, where `init` makes one a unit, or one for all."""
+
+    class Thresholds(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            v = self.variable("state", "v", jnp.zeros_like, x)
+            threshold = self.variable("state", "threshold", jnp.ones, shape[-1:])
+            one = self.variable("state", "one", jnp.ones, ())
+            if not self.is_initializing():
+                v.value = (v.value + x) / 2
+            limit = jnp.broadcast_to(threshold.value, x.shape)
+            limit *= jnp.broadcast_to(one.value, x.shape)
+            return (v.value > limit).astype(x.dtype)
+
+    state = {"threshold": jnp.zeros(shape), "one": jnp.zeros((3, 1))}
+    x_seq = X_SEQ[..., : shape[-1]]
+    y_seq, updated = sd.simulate(Thresholds(), {"state": state}, x_seq)
+    assert updated["state"]["threshold"].shape == shape
+    assert y_seq.shape == x_seq.shape
+    made = sd.init_state(Thresholds(), {"state": state}, x_seq[0], rngs=None)
+    assert made["threshold"].shape == shape

@@ -141,6 +141,38 @@ def check_batch(where: str, given: Any, made: Any) -> None:
         )
 
 
+def axes_in_front(given: Any, made: Any) -> tuple[Any, ...]:
+    """Returns the axes that a leaf of the state has in front of those that it should."""
+    structures: list[Any] = list(map(jax.tree.structure, (given, made)))
+    if structures[0] != structures[1]:
+        return ()
+    for leaf, one in zip(jax.tree.leaves(given), jax.tree.leaves(made), strict=True):
+        shape, more = tuple(jnp.shape(leaf)), jnp.ndim(leaf) - jnp.ndim(one)
+        if more > 0 and shape[more:] == tuple(jnp.shape(one)):
+            return shape[:more]
+    return ()
+
+
+def check_no_sequence(where: str, given: Any, made: Any, of_sequence: Any) -> None:
+    """Raises if a leaf of the state is what a whole sequence makes, taken for one step.
+
+    Args:
+      where: the leaf.
+      given: what it holds.
+      made: what one step makes.
+      of_sequence: what a whole sequence makes, with the axes in front that it has.
+    """
+    if _shapes(given) == _shapes(of_sequence):
+        collection = where.split("/")[0]
+        raise ValueError(
+            f"The leaf {where} must be of one step, but it has {_shapes(given)} where this "
+            f"input makes {_shapes(made)}: it looks as if a model of single steps was "
+            f"given a whole sequence, in `init` most likely. Give it one step, `variables "
+            f"= model.init(key, x_seq[0])`, or pass the variables without '{collection}', "
+            f"`{{'params': variables['params']}}`."
+        )
+
+
 def check_shape(where: str, before: Any, after: Any) -> None:
     """Raises unless a leaf of the state has the structure and shape of another one."""
     if _shapes(before) != _shapes(after):

@@ -18,3 +18,10 @@ def first_step(x_seq: Any) -> Any:
         return one
 
     return jax.tree.map(first, x_seq)
+
+
+def with_axes_in_front(axes: tuple[Any, ...], x: Any) -> Any:
+    """Repeats one step along new axes in front, as a sequence ``[T, ...]`` has one."""
+    if not axes:
+        return x
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*axes, *jnp.shape(x))), x)

@@ -16,9 +16,10 @@ from snn_dropout._checks.time import (
     check_shape,
     check_time_axis,
 )
-from snn_dropout.functional._sequences import first_step
+from snn_dropout.functional._sequences import first_step, with_axes_in_front
 from snn_dropout.linen._scopes import SOWN, PureStep
 from snn_dropout.linen.state import (
+    Axes,
     Leaves,
     Naming,
     State,
@@ -63,15 +64,15 @@ def over_time(
     carried = _carried(pure_step, state_collections)
     written = union_filters(carried, SOWN if in_filter(pure_step.mutable, SOWN) else False)
 
-    first = (first_step(x_seq), *args)
+    first = first_step(x_seq)
 
     # Ahead of the simulation only those leaves are there that are handed over.
     forgotten = union_filters(carried, SOWN)
 
-    def init(leaves: Leaves) -> Leaves:
+    def init(leaves: Leaves, axes: Axes = ()) -> Leaves:
         _, made = pure_step(
             leaves,
-            first,
+            (with_axes_in_front(axes, first), *args),
             kwargs,
             mutable=written_by_init(bool(pure_step.leaves("params"))),
             forgotten=forgotten,
@@ -79,8 +80,9 @@ def over_time(
         )
         return _only(made, carried)
 
-    def ahead(leaves: Leaves) -> Leaves:
-        _, after = pure_step(leaves, first, kwargs, mutable=written, forgotten=forgotten)
+    def ahead(leaves: Leaves, axes: Axes = ()) -> Leaves:
+        inputs = (with_axes_in_front(axes, first), *args)
+        _, after = pure_step(leaves, inputs, kwargs, mutable=written, forgotten=forgotten)
         return _only(after, carried)
 
     def step(leaves: Leaves, inputs: tuple[jax.Array, Any]) -> tuple[Leaves, Any]:
@@ -129,10 +131,11 @@ def first_samples(
     pure_step = PureStep(function, scopes)
     mutable = _carried(pure_step, state_collections)
 
-    def init(leaves: Leaves) -> Leaves:
+    def init(leaves: Leaves, axes: Axes = ()) -> Leaves:
         nothing = union_filters(mutable, SOWN)
+        inputs = (with_axes_in_front(axes, z),)
         return pure_step(
-            leaves, (z,), {}, mutable=mutable, forgotten=nothing, initializing=True
+            leaves, inputs, {}, mutable=mutable, forgotten=nothing, initializing=True
         )[1]
 
     given = pure_step.leaves(mutable)

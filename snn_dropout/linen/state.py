@@ -46,7 +46,7 @@ branch ``a/kernel_mask``; their first axis is 1, for the batch that shares them.
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -55,6 +55,7 @@ from flax.core import DenyList, apply
 from flax.core.scope import CollectionFilter
 
 from snn_dropout._checks import time as _time_checks
+from snn_dropout.functional._sequences import with_axes_in_front
 from snn_dropout.linen._surroundings import naming_what_is_hidden
 
 MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")
@@ -62,6 +63,15 @@ MASK_NAMES = ("mask", "mask_p", "kernel_mask", "bias_mask")
 State = dict[str, Any]
 Leaves = dict[tuple[Any, ...], Any]
 Naming = Callable[[tuple[Any, ...]], str]
+Axes = tuple[Any, ...]  # lengths of axes in front of those of one step's input
+
+
+class Run(Protocol):
+    """Takes leaves, calls the model on one step and returns the leaves after it."""
+
+    def __call__(self, leaves: Leaves, axes: Axes = ()) -> Leaves:
+        """Calls it, if ``axes`` are given on a step with those in front."""
+        ...
 
 
 def init_state(
@@ -117,27 +127,30 @@ def init_state(
 
     Raises:
       flax.errors.InvalidRngError: a mask is to be drawn and its stream is missing.
-      ValueError: a stored mask does not fit ``x``, or the model makes a leaf of its
-        state only in its first call, so that no carry can hold it before.
+      ValueError: a stored mask does not fit ``x``, a leaf is of another batch or of a
+        whole sequence, or the model makes a leaf of its state only in its first call, so
+        that no carry can hold it before.
     """
     _time_checks.check_module("model", model, nn.Module)
 
-    def run(leaves: Leaves, initializing: bool, mutable: CollectionFilter) -> Leaves:
+    def run(
+        leaves: Leaves, axes: Axes, initializing: bool, mutable: CollectionFilter
+    ) -> Leaves:
         def call(scope: Any, *args: Any, **kwargs: Any) -> Any:
             return model.clone(parent=scope, _deep_clone=True)(*args, **kwargs)
 
         others = {name: variables[name] for name in variables if name != state_collection}
         stepped = apply(call, mutable=mutable, flags={"initializing": initializing})
-        given = {**others, **from_leaves(leaves)}
+        given, inputs = {**others, **from_leaves(leaves)}, with_axes_in_front(axes, x)
         with naming_what_is_hidden(mutable):
-            _, mutated = stepped(given, x, *args, rngs=rngs, **kwargs)
+            _, mutated = stepped(given, inputs, *args, rngs=rngs, **kwargs)
         return state_of(mutated)
 
-    def init(leaves: Leaves) -> Leaves:
-        return run(leaves, True, written_by_init("params" in variables))
+    def init(leaves: Leaves, axes: Axes = ()) -> Leaves:
+        return run(leaves, axes, True, written_by_init("params" in variables))
 
-    def step(leaves: Leaves) -> Leaves:
-        return run(leaves, False, DenyList("params"))
+    def step(leaves: Leaves, axes: Axes = ()) -> Leaves:
+        return run(leaves, axes, False, DenyList("params"))
 
     def state_of(collections: Mapping[str, Any]) -> Leaves:
         return to_leaves({state_collection: collections.get(state_collection, {})})
@@ -149,12 +162,7 @@ def init_state(
     return found
 
 
-def first_state(
-    init: Callable[[Leaves], Leaves],
-    step: Callable[[Leaves], Leaves],
-    given: Leaves,
-    name: Naming,
-) -> tuple[Leaves, Leaves]:
+def first_state(init: Run, step: Run, given: Leaves, name: Naming) -> tuple[Leaves, Leaves]:
     """Completes a state so that one step leaves its structure unchanged, if it can be.
 
     Args:
@@ -168,10 +176,11 @@ def first_state(
       only the first step makes, as they are after it: their first value is not known.
 
     Raises:
-      ValueError: a given leaf is of another batch, or a leaf changes its shape.
+      ValueError: a given leaf is of another batch or of a whole sequence, or a leaf
+        changes its shape.
     """
     made = made_by_init(init, given, name)
-    _check_late(step, made, given, name)
+    _check_late(init, step, made, given, name)
     start = made | given
     ahead = step(start)
     for path, leaf in start.items():
@@ -183,11 +192,11 @@ def first_state(
     return start | drawn, late
 
 
-def made_by_init(init: Callable[[Leaves], Leaves], given: Leaves, name: Naming) -> Leaves:
+def made_by_init(init: Run, given: Leaves, name: Naming) -> Leaves:
     """Returns what ``init`` makes, whatever is given, and checks what is given by it.
 
     Raises:
-      ValueError: a given leaf is of another batch.
+      ValueError: a given leaf is of another batch, or of a whole sequence.
     """
     try:
         made = init({})
@@ -197,13 +206,11 @@ def made_by_init(init: Callable[[Leaves], Leaves], given: Leaves, name: Naming) 
         made = None
     if made is None:
         return init(given)  # a module that reads what only its user makes
-    _check_batch(given, made, name)
+    _check_batch(given, made, name, lambda axes: init({}, axes))
     return made
 
 
-def _check_late(
-    step: Callable[[Leaves], Leaves], made: Leaves, given: Leaves, name: Naming
-) -> None:
+def _check_late(init: Run, step: Run, made: Leaves, given: Leaves, name: Naming) -> None:
     # What only the first step makes is held against that of a simulation from nothing,
     # where there is one.
     others = {path: leaf for path, leaf in given.items() if path not in made}
@@ -213,12 +220,21 @@ def _check_late(
     fresh: Leaves = {}
     with contextlib.suppress(Exception):
         fresh = jax.eval_shape(lambda: step(made | masks))
-    _check_batch(others, fresh, name)
+    _check_batch(others, fresh, name, lambda axes: step(init({}, axes), axes))
 
 
-def _check_batch(given: Leaves, made: Leaves, name: Naming) -> None:
+def _check_batch(
+    given: Leaves, made: Leaves, name: Naming, of_sequence: Callable[[Axes], Leaves]
+) -> None:
     for path, leaf in given.items():
-        _time_checks.check_batch(name(path), leaf, made.get(path, leaf))
+        one = made.get(path, leaf)
+        _time_checks.check_batch(name(path), leaf, one)
+        # A user may give a leaf more axes than it has; a sequence gives it those of time.
+        if axes := _time_checks.axes_in_front(leaf, one):
+            whole: Leaves = {}
+            with contextlib.suppress(Exception):
+                whole = jax.eval_shape(lambda axes=axes: of_sequence(axes))
+            _time_checks.check_no_sequence(name(path), leaf, one, whole.get(path))
 
 
 def written_by_init(has_params: bool) -> CollectionFilter:

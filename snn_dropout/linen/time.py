@@ -108,9 +108,9 @@ class MultiStep(nn.Module):
           ``T`` times.
 
         Raises:
-          TypeError, ValueError: ``x_seq`` has no time axis, a leaf of the state changes
-            from step to step, or something that takes all steps is inside of what runs
-            one step.
+          TypeError, ValueError: ``x_seq`` has no time axis, a leaf of the state is of
+            another batch or of a whole sequence, or changes from step to step, or
+            something that takes all steps is inside of what runs one step.
           RuntimeError: it is called alone, not by ``apply`` or in another module.
         """
         check_bound("MultiStep", self.scope)
@@ -193,8 +193,9 @@ def simulate(
 
     Raises:
       TypeError, ValueError: ``x_seq`` has no time axis, ``mutable`` holds
-        ``'params'``, a leaf of the state changes from step to step, or a layer in mode
-        ``'m'`` or a ``MultiStep`` is in the model.
+        ``'params'``, a leaf of the state is of another batch or of a whole sequence, or
+        changes from step to step, or a layer in mode ``'m'`` or a ``MultiStep`` is in
+        the model.
     """
     check_module("model", model, nn.Module)
     check_no_method(kwargs)
