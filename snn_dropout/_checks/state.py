@@ -93,20 +93,36 @@ def check_state(state: Any) -> None:
 
 
 def refuse_unkept(
-    where: str, shape: Sequence[int], collection: str, lifted: str | None
+    where: str,
+    shape: Sequence[int],
+    collection: str,
+    lifted: str | None,
+    *,
+    simulated: bool,
 ) -> None:
-    """Raises where a single step can not keep its mask."""
+    """Raises where a single step can not keep its mask.
+
+    Args:
+      where: its path.
+      shape: its shape.
+      collection: the collection that it would be in.
+      lifted: what to type where lifted transforms are around the layer.
+      simulated: whether `simulate` or `MultiStep` runs the step.
+    """
     rule = (
         f"The collection '{collection}' must be mutable or hold a mask at {where}: a "
         f"single step that can not keep its mask, of shape {tuple(shape)}, would draw "
         f"another one at every step."
     )
-    remedy = lifted or (
+    own = "" if collection == "state" else f", state_collection='{collection}'"
+    remedy = (
         f"If `x` holds all steps, [T, N, ...], use `step_mode='m'`. For one step, call "
         f"`apply(..., mutable=['{collection}'])` and pass the returned state on, or start "
-        f"from `init_state(...)`; for inference, `deterministic=True`."
+        f"from `init_state(...{own})`; for inference, `deterministic=True`."
     )
-    raise RuntimeError(f"{rule} {remedy}")
+    if simulated:
+        remedy = f"{_carried([collection])} For inference, `deterministic=True`."
+    raise RuntimeError(f"{rule} {lifted or remedy}")
 
 
 def check_one_step(
@@ -161,6 +177,7 @@ def lifted_remedy(
     stream: str,
     *,
     neurons: bool,
+    simulated: bool,
 ) -> str | None:
     """Returns what to type where lifted transforms are around a layer.
 
@@ -170,6 +187,7 @@ def lifted_remedy(
       collection: that of the masks, or None for what is random anew at each call.
       stream: the RNG stream.
       neurons: whether the collection holds what changes at each step.
+      simulated: whether `simulate` or `MultiStep` runs what the layer is in.
 
     Returns:
       None where no such transform is known.
@@ -201,8 +219,23 @@ def lifted_remedy(
         mutable = (
             [collection, "masks"] if neurons and "scan" in transforms else [collection]
         )
-        remedies.append(f"Then call `y, updated = model.apply(..., mutable={mutable})`.")
+        if not simulated:
+            remedies.append(
+                f"Then call `y, updated = model.apply(..., mutable={mutable})`."
+            )
+        elif mutable != ["state"]:  # which a simulation carries anyway
+            remedies.append(_carried(mutable))
     return " ".join(remedies)
+
+
+def _carried(collections: Sequence[str]) -> str:
+    """Says how a simulation is told to carry collections."""
+    all_of_them = tuple(dict.fromkeys(("state", *collections)))
+    return (
+        f"Let the simulation carry it from step to step: `simulate(..., "
+        f"mutable={list(collections)})`, and so `monte_carlo`; or `MultiStep(module, "
+        f"state_collections={all_of_them})`."
+    )
 
 
 def _over_time(collection: str | None, stream: str, neurons: bool) -> str:

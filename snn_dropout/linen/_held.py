@@ -11,6 +11,7 @@ from flax.core import Scope, tracers
 from snn_dropout._checks import state as _state_checks
 from snn_dropout.functional.keys import mask_key
 from snn_dropout.linen._surroundings import (
+    SIMULATION,
     drawn_in_vain,
     key_and_path,
     note_draw,
@@ -70,8 +71,12 @@ def held(
 
     kept = module.is_mutable_collection(collection)
     if not kept and not whole_simulation:
-        remedy = _lifted_remedy(module)
-        _state_checks.refuse_unkept(where, shape, collection, remedy)
+        around = transforms_around(module.scope)
+        simulated = SIMULATION in around
+        if simulated:  # what is around the simulation has no part in what its steps keep
+            around = around[: around.index(SIMULATION)]
+        remedy = _lifted_remedy(module, around)
+        _state_checks.refuse_unkept(where, shape, collection, remedy, simulated=simulated)
     if kept:
         check_trace(module.scope, f"The mask {where}")
     _check_stream(module, f"the mask {where}", holds=True)
@@ -216,8 +221,11 @@ def _right_below(transform: str, around: Sequence[str]) -> bool:
     return [name for name in around if name != "vmap"][:1] == [transform]
 
 
-def _lifted_remedy(module: Any, *, holds: bool = True) -> str | None:
-    scope, around = module.scope, transforms_around(module.scope)
+def _lifted_remedy(
+    module: Any, around: Sequence[str] | None = None, *, holds: bool = True
+) -> str | None:
+    scope, all_around = module.scope, transforms_around(module.scope)
+    around = all_around if around is None else around
     sliced = slices_parameters(scope) if _right_below("scan", around) else None
     state = to_leaves(scope.root.variables().get(module.state_collection, {}))
     return _state_checks.lifted_remedy(
@@ -226,4 +234,5 @@ def _lifted_remedy(module: Any, *, holds: bool = True) -> str | None:
         module.state_collection if holds else None,
         module.rng_collection,
         neurons=any(path[-1] not in MASK_NAMES for path in state),
+        simulated=SIMULATION in all_around,
     )
