@@ -601,3 +601,20 @@ def test_reset_functions_refuse_what_does_not_fit():
         sd.reset_rows(done[:2], state, state)
     with pytest.raises(ValueError, match="without a batch axis"):
         sd.reset_rows(done, {"t": jnp.int32(0)}, {"t": jnp.int32(0)})
+
+
+def test_a_state_of_inference_is_said_to_have_no_masks():
+    """`init_state` draws what the model draws; the error of the rows says to train."""
+    drop, x = sd.Dropout(0.5), jnp.ones((2, 4))
+    rngs = {"dropout": jax.random.key(0)}
+    assert sd.init_state(drop, {}, x, rngs=rngs, deterministic=True) == {}
+    state = sd.init_state(drop, {}, x, rngs=rngs, deterministic=False)
+    done = jnp.array([True, False])
+    for rows in ((state, {}), ({}, state)):
+        with pytest.raises(
+            ValueError,
+            match=r"same structure.*`init_state`.*as in training.*`train=True`.*"
+            r"`deterministic=False`",
+        ):
+            sd.reset_rows(done, *rows)
+    assert "`train=True`" in sd.init_state.__doc__.replace("``", "`")

@@ -88,7 +88,8 @@ def reset_rows(done: jax.Array, state: Any, fresh: Any, *, axis: Any = None) -> 
     if ours != theirs:
         raise ValueError(
             f"`state` and `fresh` must have the same structure, but have {ours} and "
-            f"{theirs}; make both with `init_state`, which draws every mask."
+            f"{theirs}; make both with `init_state`, which draws every mask where the "
+            f"model is called as in training, with `train=True` or `deterministic=False`."
         )
     axes = _row_checks.check_axes(axis, state)
 

@@ -93,6 +93,9 @@ def init_state(
     ``jax.debug.print`` are not). A leaf that is left alone is the caller's own
     buffer: do not donate the state where that one is needed again.
 
+    Call it as the steps will call the model: in training, ``train=True`` say, or
+    ``deterministic=False``. In inference nothing is drawn, and the state has no masks.
+
     Example::
 
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -120,7 +123,7 @@ def init_state(
       *args: further arguments of the model.
       rngs: the keys of the simulation, as for ``apply``.
       state_collection: the collection to return, as the field of the layers.
-      **kwargs: further keyword arguments of the model.
+      **kwargs: further keyword arguments of the model, ``train=True`` among them.
 
     Returns:
       The collection ``"state"``: pass it as ``{'params': ..., 'state': state}``.
