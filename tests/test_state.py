@@ -1,6 +1,7 @@
 """The ten rules of `snn_dropout.linen.state`, and the functions that keep them."""
 
 from functools import partial
+from pathlib import Path
 
 import chex
 import flax.linen as nn
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from snn_dropout.linen.state import MASK_NAMES
 from tests.depth import cases
 from tests.jaxprs import count, equations
 from tests.neurons import LIF, AdaptiveLIF, Net, loop
@@ -618,3 +620,14 @@ def test_a_state_of_inference_is_said_to_have_no_masks():
         ):
             sd.reset_rows(done, *rows)
     assert "`train=True`" in sd.init_state.__doc__.replace("``", "`")
+
+
+def test_the_names_that_belong_to_masks_are_said():
+    """A neuron's leaf of such a name is dropped with the masks; others are not."""
+    drops, page = sd.reset_masks.__doc__, Path(__file__).parents[1] / "docs" / "state.md"
+    reserved = page.read_text().split("## What is in it")[1].split("\n## ")[0]
+    for name in MASK_NAMES:
+        assert f"``{name}``" in drops
+        assert f"`{name}`" in reserved.split("belong to masks")[0].splitlines()[-1]
+    state = {"lif": {name: jnp.ones(2) for name in ("masked", "p", "refractory_mask")}}
+    assert sd.reset_masks({**state, "drop": dict.fromkeys(MASK_NAMES, 0)}) == state

@@ -17,6 +17,10 @@ def reset_masks(state: Mapping[str, Any]) -> State:
     Membranes and all other leaves stay, as SpikingJelly's ``reset`` would not
     leave them: to restart the neurons too, start from the first state.
 
+    The names ``mask``, ``mask_p``, ``kernel_mask`` and ``bias_mask`` belong to masks,
+    wherever they are in the state: a neuron's own leaf needs another one,
+    ``refractory_mask`` say, or it is dropped too.
+
     Example::
 
       >>> import jax.numpy as jnp
@@ -29,7 +33,7 @@ def reset_masks(state: Mapping[str, Any]) -> State:
       state: the collection ``"state"``; it is not changed.
 
     Returns:
-      The state without the leaves ``mask``, ``kernel_mask`` and ``bias_mask``.
+      The state without the leaves of these four names.
 
     Raises:
       TypeError: the state is no collection.
