@@ -4,6 +4,7 @@ Who follows an error does what stands in it: the arguments are taken from its te
 """
 
 import re
+from pathlib import Path
 from types import MappingProxyType
 
 import flax
@@ -479,3 +480,37 @@ def test_fresh_connections_name_the_stream_that_is_split():
     options = arguments_in(error.value, "split_rngs")
     y_seq, _ = apply(way.model(cell, options), variables, *args)
     assert not (y_seq[0] == y_seq[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "neurons"),
+    [
+        ({"variable_broadcast": ("params", "state"), "dropout": True}, False),
+        ({"variable_broadcast": ("params", "state"), "dropout": False}, True),
+        ({"variable_broadcast": "params", "variable_carry": "state"}, False),
+        ({"variable_broadcast": "params", "variable_carry": "state"}, True),
+    ],
+)
+def test_what_is_said_behind_remat_is_among_the_questions(options, neurons):
+    """There it is Flax and JAX who raise, in their words."""
+    keys = {"params": False, "dropout": options.get("dropout", False)}
+    options = {name: options[name] for name in options if name != "dropout"}
+    given = {"drop": dropout(), "neurons": neurons}
+    variables = {"params": init(Cell(**given), (), X)["params"]}
+    scanned = nn.scan(nn.remat(Cell), split_rngs=keys, **options)(**given)
+    with pytest.raises((TypeError, ValueError)) as error:
+        scanned.apply(variables, (), X_SEQ, rngs=RNGS, mutable=["state"])
+    said = str(error.value).split(",")[0].removesuffix(".")
+    page = Path(__file__).parents[1] / "docs" / "questions.md"
+    assert said in " ".join(page.read_text().split())
+    # What the page says to type for neurons.
+    if neurons:
+
+        class Step(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return LIF()(dropout()(nn.Dense(WIDTH)(x)))
+
+        model = sd.MultiStep(nn.remat(Step)())
+        _, updated = apply(model, init(model, X_SEQ), X_SEQ, mutable=["state"])
+        assert [m.shape for m in jax.tree.leaves(updated) if m.dtype == bool] == [X.shape]
