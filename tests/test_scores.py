@@ -1,5 +1,6 @@
 """Scores of models of whole sequences: averaged over time once, and not over the batch."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
 from tests.depth import cases
+from tests.neurons import Net
 
 KEY = jax.random.key(8)
 X_SEQ = jnp.zeros((5, 4, 6))
@@ -137,3 +139,47 @@ def test_a_simulation_of_single_steps_always_has_time():
     given = {"rngs": {"dropout": KEY}, "samples": 2, "entropies": False}
     found = jax.eval_shape(lambda: sd.monte_carlo(model, variables, x_seq, **given))
     assert found.mean.shape == ()
+
+
+@pytest.mark.parametrize("state", [True, False])
+@jax.numpy_rank_promotion("allow")
+def test_neurons_of_single_steps_are_no_model_of_whole_sequences(state):
+    model, x_seq = Net(), jnp.zeros((5, 4, 8))
+    variables = model.init(KEY, x_seq[0])
+    variables = variables if state else {"params": variables["params"]}
+    given = {"rngs": {"dropout": KEY}, "samples": 2}
+    for mutable in ((), ("counts",)):
+        with pytest.raises(
+            RuntimeError, match=r'leave `step_mode` out.*`mutable=.*Flax says: .*"state"'
+        ):
+            sd.monte_carlo(model, variables, x_seq, step_mode="m", mutable=mutable, **given)
+    found = jax.eval_shape(lambda: sd.monte_carlo(model, variables, x_seq, **given))
+    assert found.mean.shape == (4, 4)
+
+    # One that runs over the steps itself.
+    class Loop(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            net = Net()
+            return jnp.stack([net(x) for x in x_seq])
+
+    variables = Loop().init(KEY, x_seq)
+    with pytest.raises(RuntimeError, match="leave `step_mode` out"):
+        sd.monte_carlo(Loop(), variables, x_seq, step_mode="m", **given)
+    found = jax.eval_shape(
+        lambda: sd.monte_carlo(
+            Loop(), variables, x_seq, step_mode="m", mutable=["state"], **given
+        )
+    )
+    assert found.mean.shape == (4, 4)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("missing", ["params", "batch_stats"])
+def test_what_is_no_state_of_neurons_is_flaxs_own_error(step_mode, missing):
+    model = nn.Sequential([nn.BatchNorm(True, use_scale=missing == "params")])
+    variables = model.init(KEY, X_SEQ[0])
+    del variables[missing]
+    given = {"rngs": None, "samples": 2, "step_mode": step_mode}
+    with pytest.raises(flax.errors.ScopeCollectionNotFound, match=f'"{missing}"'):
+        sd.monte_carlo(model, variables, X_SEQ, **given)

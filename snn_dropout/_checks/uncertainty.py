@@ -21,6 +21,17 @@ def check_no_stored_mask(paths: Sequence[str]) -> None:
         )
 
 
+def not_of_whole_sequences(error: str) -> str:
+    """Returns the error about what a model in mode 'm' may not write, or does not find."""
+    return (
+        f"In mode 'm' the model is called once, on all steps [T, N, ...]: it must find in "
+        f"`variables` what it reads, and write only what `mutable` names. If it is a model "
+        f"of single steps with neurons, leave `step_mode` out; if it runs over the steps "
+        f"itself, with `nn.RNN` say, name the collection, `mutable=['state']`. Flax says: "
+        f"{error}"
+    )
+
+
 def check_averages_time(y_seq: Any, x_seq: Any) -> None:
     """Raises unless the first axis of what a model of whole sequences returns is time.
 

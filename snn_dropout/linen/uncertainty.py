@@ -6,11 +6,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax import errors
 
 from snn_dropout._checks.connections import check_count
 from snn_dropout._checks.layers import check_flag, check_step_mode
 from snn_dropout._checks.time import check_module, check_mutable, check_time_axis
-from snn_dropout._checks.uncertainty import check_no_stored_mask
+from snn_dropout._checks.uncertainty import check_no_stored_mask, not_of_whole_sequences
 from snn_dropout.functional._uncertainty import (
     Scores,
     Uncertainty,
@@ -97,6 +98,7 @@ def monte_carlo(
         the variables hold a mask, there is no time to average over, the scores are no
         array of floats with a last axis of two classes or more, or a message of
         :func:`simulate`.
+      RuntimeError: in mode ``'m'`` the model writes what ``mutable`` does not name.
       flax.errors.InvalidRngError: the stream of a layer is missing.
 
     Source: Gal and Ghahramani 2016 (Monte-Carlo dropout); Smith and Gal 2018 (mutual
@@ -118,7 +120,7 @@ def monte_carlo(
 
     def outputs(number: jax.Array) -> Any:
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, number), streams)
-        run = model.apply if step_mode == "m" else partial(simulate, model)
+        run = partial(_call_once if step_mode == "m" else simulate, model)
         given = {"rngs": keys, "mutable": list(written), **kwargs}
         with nn.intercept_methods(_drop_all_the_same):
             y_seq, _ = run(variables, x_seq, *args, **given)
@@ -126,6 +128,19 @@ def monte_carlo(
 
     whole = x_seq if step_mode == "m" else None
     return uncertainty(outputs, scores, whole, samples, at_once, entropies)
+
+
+def _call_once(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return model.apply(*args, **kwargs)
+    except (
+        errors.ScopeCollectionNotFound,
+        errors.ScopeVariableNotFoundError,
+        errors.ModifyScopeVariableError,
+    ) as error:
+        if any(f'"{name}"' in str(error) for name in ("params", "batch_stats")):
+            raise  # no state of neurons
+        raise RuntimeError(not_of_whole_sequences(str(error))) from error
 
 
 def _drop_all_the_same(
