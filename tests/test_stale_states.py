@@ -204,6 +204,27 @@ def test_other_shapes_of_a_whole_sequence_are_named():
         sd.simulate(model, model.init(KEY, X_SEQ), X_SEQ, mutable="carry")
 
 
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return LIF()(x), None
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_blocks_that_are_stacked_have_time_behind_their_layers(layers):
+    class Deep(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.scan(Block, variable_axes={"state": 0}, length=layers)()(x, None)[0]
+
+    whole = Deep().init(KEY, X_SEQ)
+    shape = re.escape(f"({layers}, 4, 3, 8)")
+    with pytest.raises(ValueError, match=rf"LIF_0/v must be of one step.*{shape}"):
+        sd.simulate(Deep(), whole, X_SEQ)
+    y_seq, _ = sd.simulate(Deep(), Deep().init(KEY, X_SEQ[0]), X_SEQ)
+    assert y_seq.shape == X_SEQ.shape
+
+
 @pytest.mark.parametrize("shape", [(8,), (3, 8), (3, 3), (1, 8)])
 def test_a_leaf_of_its_user_may_have_axes_in_front(shape):
     """A threshold for each example, where `init` makes one a unit, or one for all."""

@@ -141,15 +141,19 @@ def check_batch(where: str, given: Any, made: Any) -> None:
         )
 
 
-def axes_in_front(given: Any, made: Any) -> tuple[Any, ...]:
-    """Returns the axes that a leaf of the state has in front of those that it should."""
+def more_axes(given: Any, made: Any) -> tuple[Any, ...]:
+    """Returns the axes that a leaf of the state has beside those that it should have.
+
+    They are in front, or behind the layers of blocks that are stacked over depth.
+    """
     structures: list[Any] = list(map(jax.tree.structure, (given, made)))
     if structures[0] != structures[1]:
         return ()
     for leaf, one in zip(jax.tree.leaves(given), jax.tree.leaves(made), strict=True):
         shape, more = tuple(jnp.shape(leaf)), jnp.ndim(leaf) - jnp.ndim(one)
-        if more > 0 and shape[more:] == tuple(jnp.shape(one)):
-            return shape[:more]
+        for at in range(jnp.ndim(one) + 1 if more > 0 else 0):
+            if shape[:at] + shape[at + more :] == tuple(jnp.shape(one)):
+                return shape[at : at + more]
     return ()
 
 
@@ -160,7 +164,7 @@ def check_no_sequence(where: str, given: Any, made: Any, of_sequence: Any) -> No
       where: the leaf.
       given: what it holds.
       made: what one step makes.
-      of_sequence: what a whole sequence makes, with the axes in front that it has.
+      of_sequence: what a whole sequence makes, of the axes that the leaf has more.
     """
     if _shapes(given) == _shapes(of_sequence):
         collection = where.split("/")[0]

@@ -232,8 +232,8 @@ def _check_batch(
     for path, leaf in given.items():
         one = made.get(path, leaf)
         _time_checks.check_batch(name(path), leaf, one)
-        # A user may give a leaf more axes than it has; a sequence gives it those of time.
-        if axes := _time_checks.axes_in_front(leaf, one):
+        # A user may give a leaf axes of its own; a sequence gives it those of time.
+        if axes := _time_checks.more_axes(leaf, one):
             whole: Leaves = {}
             with contextlib.suppress(Exception):
                 whole = jax.eval_shape(lambda axes=axes: of_sequence(axes))
