@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import snn_dropout as sd
 from tests.laws.catalogue import (
@@ -306,19 +307,62 @@ def test_deterministic_is_a_bool(flag):
     assert sd.Dropout(deterministic=np.bool_(True)).apply({}, jnp.ones(2)).all()
 
 
-@pytest.mark.parametrize(
-    ("module", "remedy"),
-    [(nn.Dense, r"class Dense; .*`Dense\(\)`"), (lambda x: x, "LIF"), (None, "LIF")],
-)
+class Counter(nnx.Module):
+    def __call__(self, x):
+        return x
+
+
+MODULES = {
+    "class": (nn.Dense, r"class Dense; .*`Dense\(\)`"),
+    "function": (lambda x: x, r"function <lambda>; .*nn\.Sequential\(\[function\]\)"),
+    "relu": (jax.nn.relu, r"function relu; .*nn\.Sequential"),
+    "ufunc": (np.add, r"function add; .*nn\.Sequential"),
+    "NNX": (Counter(), r"NNX module Counter; use .*`snn_dropout\.nnx\.simulate\(model"),
+    "object": (type("Neuron", (), {"__call__": len})(), r"Neuron; write a class of `nn\.M"),
+    "none": (None, r"NoneType; write a class of `nn\.Module`"),
+}
+
+
+@pytest.mark.short
+@pytest.mark.parametrize(("module", "remedy"), MODULES.values(), ids=MODULES)
 def test_what_is_run_over_time_is_an_instance_of_a_module(module, remedy):
+    """Of linen: what another object remembers would be lost in a `Sequential`."""
     x_seq = jnp.ones((2, 3))
     for run in (
         lambda: sd.MultiStep(module),
+        lambda: sd.DropConnect(module),
         lambda: sd.simulate(module, {}, x_seq),
         lambda: sd.init_state(module, {}, x_seq[0], rngs=None),
+        lambda: sd.monte_carlo(module, {}, x_seq, rngs=None, samples=2),
     ):
-        with pytest.raises(TypeError, match=rf"of a linen module, but.*{remedy}"):
+        with pytest.raises(TypeError, match=rf"of a linen module, but got .*{remedy}"):
             run()
+
+
+def test_a_neuron_of_nnx_is_no_activation_of_a_layer_of_linen():
+    with pytest.raises(TypeError, match=r"NNX module Counter; use `snn_dropout\.nnx\.Drop"):
+        sd.DropConnectLinear(3, 2, activation=Counter())
+    # One that was made a module of linen is one.
+    sd.DropConnectLinear(3, 2, activation=nnx.bridge.to_linen(Counter))
+
+
+def test_a_layer_of_linen_alone_names_its_twin_of_nnx():
+    for layer in (sd.Dropout(), sd.DropPath(), sd.DropConnectLinear(3, 2)):
+        name = type(layer).__name__
+        assert hasattr(sd.nnx, name)
+        with pytest.raises(RuntimeError, match=rf"NNX use the layer `{name}` of `snn_dr"):
+            layer(jnp.ones((2, 3)))
+    with pytest.raises(RuntimeError, match=r"In a model of NNX use `snn_dropout\.nnx`"):
+        sd.DropConnect(nn.Dense(3))(jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["use_bias", "invariant"])
+def test_flags_are_bools(name):
+    for given in (0.5, 1, "no", None):
+        with pytest.raises(TypeError, match=rf"`{name}` must be True or False"):
+            sd.DropConnectLinear(3, 2, **{name: given})
+        with pytest.raises(TypeError, match=rf"`{name}` must be True or False"):
+            sd.nnx.DropConnectLinear(3, 2, rngs=nnx.Rngs(0), **{name: given})
 
 
 def test_state_collections_are_names():

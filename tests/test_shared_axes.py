@@ -142,10 +142,12 @@ def test_rows_of_a_shared_mask_raise_and_the_error_says_what_to_type(features, a
         assert chosen["drop"][name] is leaf
     expected = np.broadcast_to([[0], [5], [5], [0]], (4, features))
     np.testing.assert_array_equal(chosen["LIF_0"]["v"], expected)
-    # One example is restarted whole.
+    # One example is restarted whole, by what is typed there, too.
     one, new = (sd.init_state(Net(), {}, x[:1], rngs=keys) for keys in rngs)
-    again = sd.reset_rows(jnp.array([True]), one, new)
-    np.testing.assert_array_equal(again["drop"]["mask"], new["drop"]["mask"])
+    one = {**one, "LIF_0": {"v": one["LIF_0"]["v"] + 5}}
+    names |= {"state": one, "fresh": new, "done": jnp.array([True])}
+    for again in (sd.reset_rows(jnp.array([True]), one, new), eval(code, names)):
+        jax.tree.map(np.testing.assert_array_equal, again, new)
 
 
 def test_a_stack_of_one_layer_is_still_restarted_by_its_axis():

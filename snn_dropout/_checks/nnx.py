@@ -85,7 +85,8 @@ def refuse_no_mask(layer: str, names: str) -> NoReturn:
         f"that has no end with `init_masks(model, x, key=key)`. They draw masks for the "
         f"layers that one call of the model with these arguments reaches; views and copies "
         f"that were made before do not see them. For inference call `model.eval()`, for a "
-        f"whole sequence [T, N, ...] use `step_mode='m'`."
+        f"whole sequence [T, N, ...] use `step_mode='m'`. In a model of linen use "
+        f"`snn_dropout.{layer}`."
     )
 
 

@@ -110,8 +110,8 @@ def check_row_is_own(
     if axis == 0:
         remedy = (
             "Keep it for all, and restart the others: `jax.tree.map(lambda old, new: old "
-            "if old.shape[:1] in ((), (1,)) else reset_rows(done, old, new, axis=0), "
-            "state, fresh)`."
+            "if not old.ndim or 1 == len(old) < len(done) else reset_rows(done, old, new, "
+            "axis=0), state, fresh)`."
         )
         if rows in shape[1:2]:
             remedy += (

@@ -103,18 +103,6 @@ def check_collections(name: str, collections: Any) -> None:
         )
 
 
-def check_module(name: str, module: Any, kind: type) -> None:
-    """Raises unless ``module`` is an instance of ``kind``, the linen module."""
-    if not isinstance(module, kind):
-        is_class = isinstance(module, type)
-        given = f"the class {module.__name__}" if is_class else repr(module)
-        example = f"{module.__name__}()" if is_class else "LIF()"
-        raise TypeError(
-            f"`{name}` must be an instance of a linen module, but got {given}; write for "
-            f"example `{example}`, or wrap a function in `nn.Sequential([function])`."
-        )
-
-
 def check_no_method(kwargs: Any) -> None:
     """Raises if ``method`` is given, which ``apply`` takes and a simulation does not."""
     if "method" in kwargs:

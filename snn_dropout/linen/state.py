@@ -55,6 +55,7 @@ from flax.core import DenyList, apply
 from flax.core.scope import CollectionFilter
 
 from snn_dropout._checks import time as _time_checks
+from snn_dropout._checks.modules import check_module
 from snn_dropout.functional._sequences import with_axes_in_front
 from snn_dropout.linen._surroundings import naming_what_is_hidden
 
@@ -134,7 +135,7 @@ def init_state(
         whole sequence, or the model makes a leaf of its state only in its first call, so
         that no carry can hold it before.
     """
-    _time_checks.check_module("model", model, nn.Module)
+    check_module("model", model, nn.Module)
 
     def run(
         leaves: Leaves, axes: Axes, initializing: bool, mutable: CollectionFilter

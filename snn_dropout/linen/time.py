@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from snn_dropout._checks.layers import check_bound, check_flag
+from snn_dropout._checks.modules import check_module
 from snn_dropout._checks.time import (
     check_collections,
     check_first_time_step,
-    check_module,
     check_mutable,
     check_no_method,
     check_time_axis,

@@ -10,7 +10,8 @@ from flax import errors
 
 from snn_dropout._checks.connections import check_count
 from snn_dropout._checks.layers import check_flag, check_step_mode
-from snn_dropout._checks.time import check_module, check_mutable, check_time_axis
+from snn_dropout._checks.modules import check_module
+from snn_dropout._checks.time import check_mutable, check_time_axis
 from snn_dropout._checks.uncertainty import check_no_stored_mask, not_of_whole_sequences
 from snn_dropout.functional._uncertainty import (
     Scores,

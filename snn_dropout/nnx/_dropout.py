@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import nnx as _nnx_checks
 from snn_dropout._checks.masks import check_rate, check_rates_fit, is_array
 from snn_dropout.functional._rates import Rate, drops_nothing
@@ -51,9 +50,6 @@ class HeldDropout(HoldingLayer):
         rngs: Streams | None = None,
     ) -> None:
         check_rate(p)
-        _checks.check_flag("scale", scale, "whether what is kept is scaled by 1 / (1 - p)")
-        _checks.check_step_mode(step_mode)
-        _checks.check_deterministic(deterministic)
         _nnx_checks.check_rngs(rngs, (nnx.Rngs, nnx.RngStream))
         self.p = p
         self.step_mode = step_mode

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from snn_dropout._checks import nnx as _nnx_checks
+from snn_dropout._checks.attributes import CHECKS
 from snn_dropout._checks.state import check_one_shape, check_one_step
 from snn_dropout.functional._sharding import sharding_of
 
@@ -60,11 +61,17 @@ VARIABLES: Mapping[str, type[nnx.Variable[Any]]] = {MASKS: HeldMask, SAMPLES: Ne
 
 
 class HoldingLayer(nnx.Module):
-    """What the layers share: the marks that copies of them get."""
+    """What the layers share: checked attributes, and the marks that copies of them get."""
 
     _recorder: "Recorder | None" = None
     _one_step: bool = False
     _always_drops: bool = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, checked as the argument is, also by ``set_attributes``."""
+        if name in CHECKS:
+            CHECKS[name](value)
+        super().__setattr__(name, value)
 
     def _find(self, kind: str, names: tuple[str, ...], shape: Any, make: Make) -> Values:
         """Returns what is held; in a dry run what would be; nothing where there is none."""

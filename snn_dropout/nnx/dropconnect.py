@@ -15,6 +15,7 @@ from snn_dropout._checks import connections as _connection_checks
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import nnx as _nnx_checks
 from snn_dropout._checks.masks import check_probability
+from snn_dropout._checks.modules import LINEN, check_activation_is_not
 from snn_dropout.functional._sharding import batch_sharding
 from snn_dropout.functional.bits import packed_width
 from snn_dropout.functional.expectation import check_expectation, moments
@@ -123,21 +124,7 @@ class DropConnectLinear(HoldingLayer):
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
     ) -> None:
-        check_probability(p)
-        _checks.check_step_mode(step_mode)
-        _checks.check_deterministic(deterministic)
-        counts = {"in_features": in_features, "out_features": out_features}
-        for name, count in {**counts, "samples_num": samples_num}.items():
-            _connection_checks.check_count(name, count)
-        _connection_checks.check_activation(activation)
-        _connection_checks.check_inference(inference, isinstance(activation, nnx.Module))
         _nnx_checks.check_rngs(rngs, (nnx.Rngs,))
-        shape = (in_features, out_features)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
-        self.bias: nnx.Param[jax.Array] | None = nnx.data(None)
-        if use_bias:
-            init = bias_init or _uniform(in_features**-0.5)
-            self.bias = nnx.Param(init(rngs.params(), shape[1:], param_dtype))
         self.in_features = in_features
         self.out_features = out_features
         self.use_bias = use_bias
@@ -151,11 +138,28 @@ class DropConnectLinear(HoldingLayer):
         self.param_dtype = param_dtype
         self.inference = inference
         self.rng_collection = rng_collection
+        shape = (in_features, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.bias: nnx.Param[jax.Array] | None = nnx.data(None)
+        if use_bias:
+            init = bias_init or _uniform(in_features**-0.5)
+            self.bias = nnx.Param(init(rngs.params(), shape[1:], param_dtype))
         has_stream = rng_collection in rngs or "default" in rngs
         self.rngs = rngs[rng_collection].fork() if has_stream else nnx.data(None)
         self.kernel_mask = nnx.data(None)
         self.bias_mask = nnx.data(None)
         self.samples = nnx.data(None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, checked as the argument is."""
+        if name == "p":
+            check_probability(value)
+        if name == "activation":
+            check_activation_is_not(LINEN, value)
+        if name == "inference":
+            stateful = isinstance(self.activation, nnx.Module)
+            _connection_checks.check_inference(value, stateful)
+        super().__setattr__(name, value)
 
     def __call__(
         self,

@@ -215,6 +215,45 @@ def test_arguments(name):
         call()
 
 
+SET_LATER = {
+    "step_mode": "multi",
+    "deterministic": "no",
+    "scale": 1,
+    "p": 1.5,
+    "samples_num": 0,
+    "invariant": "yes",
+    "use_bias": 0.5,
+    "in_features": 0,
+    "activation": LIF,
+    "inference": "samples",
+}
+
+
+@cases("name", SET_LATER, short=["step_mode", "inference"])
+def test_an_attribute_that_is_set_is_checked_as_the_argument(name):
+    for layer in (sdn.Dropout(), sdn.DropConnectLinear(6, 3, rngs=nnx.Rngs(0))):
+        if hasattr(layer, name):
+            for assign in (setattr, lambda it, name, to: it.set_attributes(**{name: to})):
+                with pytest.raises((TypeError, ValueError), match=rf"`{name}` must be"):
+                    assign(layer, name, SET_LATER[name])
+            holds_nothing(layer)
+            assert getattr(layer, name) != SET_LATER[name]
+
+
+def test_set_attributes_switches_a_model_to_all_steps():
+    """As `functional.set_step_mode` of SpikingJelly."""
+    net = nnx.Sequential(sdn.Dropout(0.5), sdn.Dropout(0.2))
+    stepped = sdn.simulate(net, X_SEQ, key=KEY)
+    net.set_attributes(step_mode="m")
+    with sdn.simulation(net, X_SEQ, key=KEY):
+        assert (net(X_SEQ) == stepped).all()
+
+
+def test_a_neuron_of_linen_is_no_activation_of_a_layer_of_nnx():
+    with pytest.raises(TypeError, match=r"linen module Dense; use `snn_dropout\.Drop"):
+        sdn.DropConnectLinear(6, 3, activation=nn.Dense(3), rngs=nnx.Rngs(0))
+
+
 def test_a_layer_that_the_dry_run_did_not_reach_has_no_mask():
     class Sometimes(nnx.Module):
         def __init__(self):

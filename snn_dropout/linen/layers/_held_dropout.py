@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
+from snn_dropout._checks.attributes import check_attributes
 from snn_dropout.functional._rates import Rate, drops_nothing
 from snn_dropout.functional.masks import (
     apply_mask,
@@ -36,11 +37,7 @@ class HeldDropout(SaysWhatIsNotHashed, nn.Module, abc.ABC):
     def __post_init__(self) -> None:
         """Checks the fields."""
         _mask_checks.check_rate(self.p)
-        _checks.check_step_mode(self.step_mode)
-        _checks.check_deterministic(self.deterministic)
-        _checks.check_flag(
-            "scale", self.scale, "whether what is kept is scaled by 1 / (1 - p)"
-        )
+        check_attributes(self)
         super().__post_init__()
 
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:

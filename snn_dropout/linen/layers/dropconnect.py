@@ -17,6 +17,8 @@ from snn_dropout._checks import connections as _connection_checks
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
 from snn_dropout._checks import parameters as _parameter_checks
+from snn_dropout._checks.attributes import check_attributes
+from snn_dropout._checks.modules import NNX, check_activation_is_not
 from snn_dropout.functional._sharding import draw_sharded
 from snn_dropout.functional.bits import draw_bits, packed_width
 from snn_dropout.functional.expectation import check_expectation, moments
@@ -114,12 +116,9 @@ class DropConnectLinear(nn.Module):
     def __post_init__(self) -> None:
         """Checks the fields."""
         _mask_checks.check_probability(self.p)
-        _checks.check_step_mode(self.step_mode)
-        _checks.check_deterministic(self.deterministic)
-        for name in ("in_features", "out_features", "samples_num"):
-            _connection_checks.check_count(name, getattr(self, name))
+        check_attributes(self)
+        check_activation_is_not(NNX, self.activation)
         stateful = isinstance(self.activation, nn.Module)
-        _connection_checks.check_activation(self.activation)
         _connection_checks.check_inference(self.inference, stateful)
         super().__post_init__()
 

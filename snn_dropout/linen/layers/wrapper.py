@@ -15,7 +15,8 @@ from flax.core import Scope
 from snn_dropout._checks import layers as _checks
 from snn_dropout._checks import masks as _mask_checks
 from snn_dropout._checks import parameters as _parameter_checks
-from snn_dropout._checks.time import check_module
+from snn_dropout._checks.attributes import check_attributes
+from snn_dropout._checks.modules import check_module
 from snn_dropout.functional.bits import draw_bits
 from snn_dropout.functional.masks import fill_like
 from snn_dropout.functional.parameters import (
@@ -97,9 +98,8 @@ class DropConnect(nn.Module):
         if isinstance(self.module, DropConnect | DropConnectLinear):
             _parameter_checks.refuse_inner_layer(type(self.module).__name__)
         _mask_checks.check_probability(self.p)
-        _checks.check_step_mode(self.step_mode)
+        check_attributes(self)
         _parameter_checks.check_filter(self.filter)
-        _checks.check_deterministic(self.deterministic)
         super().__post_init__()
 
     def setup(self) -> None:
