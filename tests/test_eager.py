@@ -14,6 +14,7 @@ import pytest
 import snn_dropout as sd
 from snn_dropout import functional
 from tests.depth import cases
+from tests.garbage import checking_leaks, older_objects_left_out
 
 KEY = jax.random.key(0)
 RNGS = {"dropout": KEY}
@@ -302,7 +303,7 @@ def test_closures_over_traced_arrays_have_gradients(transform):
     def loss(gain):
         return averages(lambda z: jnp.square(gain * z)).sum()
 
-    with jax.checking_leaks():
+    with checking_leaks():
         value, slope = transform(jax.value_and_grad(loss))(1.5)
     np.testing.assert_allclose(slope, 2 * value / 1.5, rtol=1e-5)
     vmapped = transform(jax.vmap(loss))(jnp.array([1.0, 2.0]))
@@ -352,6 +353,7 @@ REFER = [
     [1.0, jnp.full((1, 4), 2.0)],
     short=lambda factor: isinstance(factor, jax.Array),
 )
+@older_objects_left_out()
 def test_what_an_activation_refers_to_is_kept_alive_by_nothing(refer, factor):
     gain = Gain(factor)
     activation, alive = refer(gain), weakref.ref(gain)
@@ -367,6 +369,7 @@ def test_what_an_activation_refers_to_is_kept_alive_by_nothing(refer, factor):
     assert alive() is None
 
 
+@older_objects_left_out()
 def test_a_layer_and_its_parameters_are_kept_alive_by_nothing():
     x = jax.random.normal(KEY, (EXAMPLES, INPUTS))
     params = Net().init(KEY, x)

@@ -25,6 +25,7 @@ from snn_dropout.functional import (
 )
 from snn_dropout.functional._closed_forms import CLOSED_FORMS, find_closed_form
 from tests.depth import cases
+from tests.garbage import checking_leaks
 
 KEY = jax.random.key(0)
 
@@ -733,7 +734,7 @@ def test_no_key_leaks_out_of_a_loop():
     def step(carry, key):
         return carry, sampled_activation(key, jax.nn.relu, mean, variance, 20)
 
-    with jax.checking_leaks():
+    with checking_leaks():
         jax.lax.scan(step, (), jax.random.split(jax.random.key(0), 2))
 
 

@@ -1,10 +1,8 @@
 """The laws, one test each, over the table of all layers."""
 
 import functools
-import gc
 import re
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import chex
 import flax.linen as nn
@@ -16,6 +14,7 @@ import scipy.stats
 
 import snn_dropout as sd
 from tests.depth import cases
+from tests.garbage import checking_leaks
 from tests.laws.catalogue import (
     CONNECTIONS,
     DROPOUTS,
@@ -301,16 +300,8 @@ def test_one_trace_for_one_shape(row):
 def test_no_leaked_tracers(row, way):
     x_seq, variables = row.x_seq(), row.variables(row.x_seq()[0])
     run_it = all_ways(row, variables)[way]
-    with jax.checking_leaks(), older_objects_left_out():
+    with checking_leaks():
         jax.jit(jax.grad(lambda x: run_it(x)[0].sum())).trace(x_seq)
-
-
-@contextmanager
-def older_objects_left_out():
-    """What looks for leaks collects garbage and looks at all objects, again and again."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @every_dropout

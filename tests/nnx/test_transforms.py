@@ -10,6 +10,7 @@ from flax import nnx
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
 from tests.depth import cases
+from tests.garbage import checking_leaks
 from tests.nnx.catalogue import (
     KEY,
     LIF,
@@ -337,7 +338,7 @@ def test_no_tracer_leaks_from_a_dry_run():
             6, 4, invariant=True, activation=LIF(), samples_num=2, rngs=nnx.Rngs(0)
         ),
     )
-    with jax.checking_leaks():
+    with checking_leaks():
         sdn.init_masks(model, X_SEQ[0], key=KEY)
         sdn.reset_masks(model)
         model.eval()
