@@ -2,11 +2,12 @@
 
 The blocks of a page run in order, in the names of those before, in an empty folder. What
 a block prints is shown below it; a picture that it saves there is part of the site, under
-its name. An error ends the build.
+its name. An error ends the build. Each page is there as a notebook, too.
 """
 
 import contextlib
 import io
+import json
 import os
 import re
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+SHOWN = re.compile(BLOCK.pattern + r"(?:\n```text\n(.*?)\n```\n)?", BLOCK.flags)
 WIDTH = 92  # of a line of output, as of one of code
 
 
@@ -42,6 +44,41 @@ def run(page: str, markdown: str) -> tuple[str, dict[str, bytes]]:
     return text, pictures
 
 
+def notebook(text: str, pictures: dict[str, bytes]) -> str:
+    """Returns a page with its outputs as a notebook, whose blocks draw where they stand."""
+    text = re.sub(r"^!\[.*?\]\(.*?\.svg\)\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    cells: list[dict[str, Any]] = []
+
+    def add(kind: str, source: str, **more: Any) -> None:
+        if source.strip():
+            lines = source.strip().splitlines(keepends=True)
+            cells.append({"cell_type": kind, "metadata": {}, "source": lines, **more})
+
+    before, *parts = SHOWN.split(text)
+    add("markdown", without_links(before))
+    for code, printed, after in zip(*[iter(parts)] * 3, strict=True):
+        outputs: list[dict[str, Any]] = []
+        if printed:
+            outputs.append(
+                {"output_type": "stream", "name": "stdout", "text": f"{printed}\n"}
+            )
+        for name, content in pictures.items():
+            if f'"{name}"' in code:
+                data = {"image/svg+xml": content.decode()}
+                outputs.append(
+                    {"output_type": "display_data", "data": data, "metadata": {}}
+                )
+        add("code", code, execution_count=None, outputs=outputs)
+        add("markdown", without_links(after))
+    made = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+
+
+def without_links(text: str) -> str:
+    """Returns a text without its links to other pages, which a notebook does not have."""
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     """Runs a tutorial, before its links are looked at."""
     from mkdocs.structure.files import File
@@ -53,6 +90,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     # Most of the time is compilation, of which this takes a quarter off.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
     text, pictures = run(source, markdown)
-    for name, content in pictures.items():
-        files.append(File.generated(config, f"tutorials/{name}", content=content))
-    return text
+    name = Path(source).with_suffix(".ipynb").name
+    for file, content in {**pictures, name: notebook(text, pictures)}.items():
+        files.append(File.generated(config, f"tutorials/{file}", content=content))
+    title, rest = text.split("\n", 1)
+    return f"{title}\n\n[This page as a notebook]({name}){{ download }}\n{rest}"

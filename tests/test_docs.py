@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import runpy
 from pathlib import Path
@@ -55,7 +56,7 @@ def words(text):
 
 def test_the_site_shows_what_a_tutorial_prints_and_draws():
     module = runpy.run_path(str(DOCS / "run_blocks.py"))
-    page = """Text.
+    page = """Text, to be [linked](../state.md#a-place).
 
 ```python
 number = 6
@@ -68,12 +69,25 @@ with open("a.svg", "w") as file:
 ```
 
 ![A picture](a.svg)
+
+And [more](https://example.org).
 """
     shown, pictures = module["run"]("a page", page)
     printed = "\n```text\n42\n```\n"
     before, after = page.split("\n![A picture]")
     assert shown == before + printed + "\n![A picture]" + after
     assert pictures == {"a.svg": b"<svg/>"}
+    cells = json.loads(module["notebook"](shown, pictures))["cells"]
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in cells] == [
+        ("markdown", "Text, to be linked."),
+        ("code", "number = 6"),
+        ("code", page.split("```")[3].removeprefix("python\n").strip()),
+        ("markdown", "And [more](https://example.org)."),
+    ]
+    assert cells[1]["outputs"] == []
+    stream, picture = cells[2]["outputs"]
+    assert stream["text"] == "42\n"
+    assert picture["data"] == {"image/svg+xml": "<svg/>"}
     with pytest.raises(ZeroDivisionError) as error:
         module["run"]("a page", page.replace("7 * number", "number / 0"))
     assert error.traceback[-1].lineno + 1 == 8  # of the page
