@@ -76,7 +76,7 @@ def test_quick_run(tmp_path):
     made = {"small": SMALL_TABLES, "fashion": FASHION_TABLES}
     pictures = {
         *(f"small/{name}.png" for name in ("mechanism", "differences", "selection")),
-        *(f"fashion/{name}.png" for name in ("curves", "differences", "time")),
+        *(f"fashion/{name}.png" for name in ("curves", "differences", "time", "holding")),
     }
     tables_of_both = {
         f"{part}/{name}{end}"

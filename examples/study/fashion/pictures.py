@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.fashion.comparisons import ENDS, Setting, Values, at_end
@@ -14,6 +15,7 @@ from study.results import Row
 from study.statistics import Estimate, estimate
 
 LOOKS = {ENDS[0]: "o-", ENDS[1]: "o--"}
+INTERVALS = "mean and 95 % interval over seeds"
 
 
 def curves(rows: Sequence[Row]) -> list[Setting]:
@@ -35,23 +37,16 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
     settings = curves(rows)
     columns = min(3, len(settings))
     lines = -(-len(settings) // columns)
-    figure = Figure(figsize=(3.8 * columns, 3.3 * lines + 0.7), layout="constrained")
+    figure = Figure(
+        figsize=(max(8, 3.8 * columns), 3.3 * lines + 0.7), layout="constrained"
+    )
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels[len(settings) :]:
         axes.axis("off")
     for axes, setting in zip(panels, settings, strict=False):
-        for end, look in LOOKS.items():
-            values = Values(rows, at_end(LIKELIHOOD, end))
-            for condition in (NONE, PER_STEP, HELD):
-                grid = values.grid(setting, condition)
-                found = [estimate(values.at(setting, condition, p)) for p in grid]
-                label = f"{CONDITIONS[condition]}, {end}"
-                looks = {"fmt": look, "color": COLORS[condition], "label": label}
-                draw_intervals(axes, grid, found, **looks)
-        axes.set(title=setting.text(), xlabel="p", ylabel="test loss (nats)")
+        _draw_losses(axes, rows, setting)
     handles, labels = panels[0].get_legend_handles_labels()
-    title = "mean and 95 % interval over seeds"
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=title)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=INTERVALS)
     figure.savefig(path, dpi=110)
 
 
@@ -71,7 +66,7 @@ def draw_chosen(rows: Sequence[Row], path: Path) -> None:
     panels[0].set(xlabel="difference in test accuracy (points)", title="better: right")
     panels[1].set(xlabel="difference in test loss (nats)", title="better: left")
     handles, labels = panels[0].get_legend_handles_labels()
-    title = "each at the p that validation chose; mean and 95 % interval over seeds"
+    title = f"each at the p that validation chose; {INTERVALS}"
     figure.legend(handles, labels, loc="outside lower center", ncols=3, title=title)
     figure.savefig(path, dpi=110)
 
@@ -80,13 +75,54 @@ def draw_time(rows: Sequence[Row], path: Path) -> None:
     """Draws held minus every step at the same ``p`` against the time steps."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
+    _draw_growth(axes, rows)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_holding(rows: Sequence[Row], path: Path) -> None:
+    """Draws what holding does in one setting, and how it changes with the time steps."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    panels = figure.subfigures(1, 2, width_ratios=(1.3, 1))
+    left, right = (panel.subplots() for panel in panels)
+    setting = _studied(rows)
+    _draw_losses(left, rows, setting)
+    left.set_title(f"Fashion-MNIST, {setting.text()}")
+    _draw_growth(right, rows)
+    right.set_title("the same p, all updates; below 0 held is better")
+    for panel, axes, columns in zip(panels, (left, right), (2, 4), strict=True):
+        handles, labels = axes.get_legend_handles_labels()
+        looks = {"ncols": columns, "fontsize": "small", "handlelength": 1.5}
+        panel.legend(handles, labels, loc="outside lower center", **looks)
+    figure.savefig(path, dpi=110)
+
+
+def _studied(rows: Sequence[Row]) -> Setting:
+    """Finds the setting with most ``p``, of the data with most numbers of time steps."""
+    values, settings = Values(rows, LIKELIHOOD), curves(rows)
+    sizes = Counter(setting.data for setting in settings)
+    return max(settings, key=lambda it: (sizes[it.data], len(values.grid(it, HELD))))
+
+
+def _draw_losses(axes: Axes, rows: Sequence[Row], setting: Setting) -> None:
+    for end, look in LOOKS.items():
+        values = Values(rows, at_end(LIKELIHOOD, end))
+        for condition in (NONE, PER_STEP, HELD):
+            grid = values.grid(setting, condition)
+            found = [estimate(values.at(setting, condition, p)) for p in grid]
+            label = f"{CONDITIONS[condition]}, {end}"
+            looks = {"fmt": look, "color": COLORS[condition], "label": label}
+            draw_intervals(axes, grid, found, **looks)
+    axes.set(title=setting.text(), xlabel="p", ylabel="test loss (nats)")
+
+
+def _draw_growth(axes: Axes, rows: Sequence[Row]) -> None:
     values = Values(rows, LIKELIHOOD)
-    # The data with most numbers of time steps.
-    ((studied, _),) = Counter(setting.data for setting in curves(rows)).most_common(1)
+    data = _studied(rows).data
     found: dict[float, dict[int, Estimate]] = {}
     for setting, p, one, other, difference in values.compare_at_equal_p():
-        is_studied = (setting.data, setting.variant) == (studied, FEED_FORWARD)
-        if is_studied and (one, other) == (HELD, PER_STEP):
+        is_of_data = (setting.data, setting.variant) == (data, FEED_FORWARD)
+        if is_of_data and (one, other) == (HELD, PER_STEP):
             found.setdefault(p, {})[setting.steps] = difference
     for shift, (p, of_steps) in enumerate(sorted(found.items())):
         if len(of_steps) > 1:
@@ -99,5 +135,3 @@ def draw_time(rows: Sequence[Row], path: Path) -> None:
     axes.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"], minor=False)
     axes.minorticks_off()
     axes.set_ylabel(f"test loss (nats): {SHORT[HELD]} \N{MINUS SIGN} {SHORT[PER_STEP]}")
-    axes.legend()
-    figure.savefig(path, dpi=110)
