@@ -117,12 +117,11 @@ def merge_deterministic(layer: str, field: Any, argument: Any) -> bool:
 def check_bound(layer: str, scope: Any) -> None:
     """Raises if a module is called that has no scope."""
     if scope is None:
-        twin = "" if layer in ("DropConnect", "MultiStep") else f"the layer `{layer}` of "
         raise RuntimeError(
             f"{layer} must be called by `apply` or inside of another linen module, for it "
             f"holds no parameters, keys or masks itself, but it was called alone; write "
             f"`y = layer.apply(variables, x, ...)`, with `variables` from `layer.init`. In "
-            f"a model of NNX use {twin}`snn_dropout.nnx`."
+            f"a model of NNX use the layers of `snn_dropout.nnx`."
         )
 
 

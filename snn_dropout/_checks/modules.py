@@ -17,8 +17,9 @@ _FUNCTIONS = (FunctionType, BuiltinFunctionType, partial, *_KINDS)
 
 
 def kind_of_module(module: Any) -> str | None:
-    """Returns whether an object is a module of linen or of NNX; None for all others."""
-    places = {".".join(it.__module__.split(".")[:2]) for it in type(module).__mro__}
+    """Returns whether a module, or its class, is of linen or of NNX; None for others."""
+    kind = module if isinstance(module, type) else type(module)
+    places = {".".join(it.__module__.split(".")[:2]) for it in kind.__mro__}
     # What makes a module of NNX one of linen is a class in a file of NNX.
     return LINEN if "flax.linen" in places else NNX if "flax.nnx" in places else None
 
@@ -30,13 +31,14 @@ def check_module(name: str, module: Any, kind: type) -> None:
     given = type(module).__name__
     if isinstance(module, type):
         given = f"the class {module.__name__}"
-        remedy = f"write for example `{module.__name__}()`"
-    elif kind_of_module(module) == NNX:
-        given = f"the NNX module {given}"
+    if kind_of_module(module) == NNX:
+        given = f"{given} of NNX"
         remedy = (
             "use the layers and functions of `snn_dropout.nnx`, for example "
             "`snn_dropout.nnx.simulate(model, x_seq, key=key)`"
         )
+    elif isinstance(module, type):
+        remedy = f"write for example `{module.__name__}()`"
     elif isinstance(module, _FUNCTIONS):
         given = f"the function {getattr(module, '__name__', given)}"
         remedy = "wrap it, `nn.Sequential([function])`, if it remembers nothing"
@@ -57,6 +59,5 @@ def check_activation_is_not(kind: str, activation: Any) -> None:
         layers = "snn_dropout.nnx" if kind == NNX else "snn_dropout"
         raise TypeError(
             f"`activation` must be a function of one array, or a module of the kind of the "
-            f"layer, but got the {kind} module {type(activation).__name__}; use "
-            f"`{layers}.DropConnectLinear` with it."
+            f"layer, but got one of {kind}; use `{layers}.DropConnectLinear` with it."
         )

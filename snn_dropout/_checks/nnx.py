@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snn_dropout._checks.layers import check_deterministic
+from snn_dropout._checks.modules import LINEN, kind_of_module
 from snn_dropout._checks.state import is_rate_of
 from snn_dropout._checks.time import _dtype, _may_become, _shapes
 
@@ -20,17 +21,17 @@ def check_model(model: Any, kind: type) -> None:
     """Raises unless ``model`` is an instance of ``kind``, the NNX module, to be called."""
     if isinstance(model, kind) and callable(model):
         return
-    if isinstance(model, type):
+    if kind_of_module(model) == LINEN:
+        given = "a module of linen"
+        remedy = "use `snn_dropout.simulate` and the layers of `snn_dropout`"
+    elif isinstance(model, type):
         given = f"the class {model.__name__}"
         remedy = f"write for example `{model.__name__}(rngs=nnx.Rngs(0))`"
     else:
         given = f"{type(model).__name__}"
         remedy = "wrap it in an `nnx.Module` with a `__call__`"
         if callable(model) and not isinstance(model, kind):
-            remedy += (
-                ", `nnx.Sequential(function)` for a function; for a module of linen use "
-                "`snn_dropout.simulate`"
-            )
+            remedy += ", or a function in `nnx.Sequential(function)`"
     raise TypeError(
         f"`model` must be an NNX module with a `__call__`, but got {given}; {remedy}."
     )
@@ -86,7 +87,7 @@ def refuse_no_mask(layer: str, names: str) -> NoReturn:
         f"layers that one call of the model with these arguments reaches; views and copies "
         f"that were made before do not see them. For inference call `model.eval()`, for a "
         f"whole sequence [T, N, ...] use `step_mode='m'`. In a model of linen use "
-        f"`snn_dropout.{layer}`."
+        f"the layers of `snn_dropout`."
     )
 
 

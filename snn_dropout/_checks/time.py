@@ -161,7 +161,7 @@ def check_no_sequence(where: str, given: Any, made: Any, of_sequence: Any) -> No
             f"input makes {_shapes(made)}: it looks as if a model of single steps was "
             f"given a whole sequence, in `init` most likely. Give it one step, `variables "
             f"= model.init(key, x_seq[0])`, or pass the variables without '{collection}', "
-            f"`{{'params': variables['params']}}`."
+            f"for example `{{'params': variables['params']}}`."
         )
 
 

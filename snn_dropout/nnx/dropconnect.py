@@ -156,9 +156,10 @@ class DropConnectLinear(HoldingLayer):
             check_probability(value)
         if name == "activation":
             check_activation_is_not(LINEN, value)
-        if name == "inference":
-            stateful = isinstance(self.activation, nnx.Module)
-            _connection_checks.check_inference(value, stateful)
+        if name in ("activation", "inference"):
+            pair = {"activation": None, "inference": "sample"} | vars(self) | {name: value}
+            stateful = isinstance(pair["activation"], nnx.Module)
+            _connection_checks.check_inference(pair["inference"], stateful)
         super().__setattr__(name, value)
 
     def __call__(

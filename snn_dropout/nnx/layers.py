@@ -58,8 +58,14 @@ class Dropout(HeldDropout):
     def __init__(
         self, p: Rate = 0.5, *, broadcast_dims: Sequence[int] = (), **options: Any
     ) -> None:
-        self.broadcast_dims = _checks.check_broadcast_dims(broadcast_dims)
+        self.broadcast_dims = broadcast_dims
         super().__init__(p, **options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, checked as the argument is."""
+        if name == "broadcast_dims":
+            value = _checks.check_broadcast_dims(value)
+        super().__setattr__(name, value)
 
     def _mask_shape(self, step_shape: tuple[int, ...]) -> tuple[int, ...]:
         return unit_mask_shape(step_shape, self.broadcast_dims)
@@ -111,9 +117,14 @@ class HeldChannelDropout(HeldDropout):
     space: ClassVar[tuple[str, ...]]
 
     def __init__(self, p: Rate = 0.2, *, channel_axis: int = -1, **options: Any) -> None:
-        _checks.check_channel_axis(channel_axis, 2 + len(self.space))
         self.channel_axis = channel_axis
         super().__init__(p, **options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, checked as the argument is."""
+        if name == "channel_axis":
+            _checks.check_channel_axis(value, 2 + len(self.space))
+        super().__setattr__(name, value)
 
     def _check_rank(self, x: jax.Array, step_mode: str) -> None:
         axes = ["N", *self.space]

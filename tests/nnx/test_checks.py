@@ -46,8 +46,9 @@ MODELS = {
     "function": (lambda x: x, r"got function; .*nnx\.Sequential\(function\)"),
     "linen": (
         nn.Dense(3),
-        r"got Dense; .*for a module of linen use `snn_dropout\.simulate`",
+        r"got a module of linen; use `snn_dropout\.simulate`",
     ),
+    "class of linen": (nn.Dense, r"got a module of linen; use `snn_dropout\.simulate`"),
     "no call": (nnx.Rngs(0), r"must be an NNX module with a `__call__`, but got Rngs"),
 }
 
@@ -218,7 +219,7 @@ def test_arguments(name):
 SET_LATER = {
     "step_mode": "multi",
     "deterministic": "no",
-    "scale": 1,
+    "scale": "no",
     "p": 1.5,
     "samples_num": 0,
     "invariant": "yes",
@@ -226,18 +227,30 @@ SET_LATER = {
     "in_features": 0,
     "activation": LIF,
     "inference": "samples",
+    "broadcast_dims": 0.5,
+    "channel_axis": 0,
 }
 
 
 @cases("name", SET_LATER, short=["step_mode", "inference"])
 def test_an_attribute_that_is_set_is_checked_as_the_argument(name):
-    for layer in (sdn.Dropout(), sdn.DropConnectLinear(6, 3, rngs=nnx.Rngs(0))):
+    linear = sdn.DropConnectLinear(6, 3, rngs=nnx.Rngs(0))
+    for layer in (sdn.Dropout(), sdn.DropPath(), sdn.Dropout2d(), linear):
         if hasattr(layer, name):
             for assign in (setattr, lambda it, name, to: it.set_attributes(**{name: to})):
                 with pytest.raises((TypeError, ValueError), match=rf"`{name}` must be"):
                     assign(layer, name, SET_LATER[name])
             holds_nothing(layer)
             assert getattr(layer, name) != SET_LATER[name]
+
+
+def test_neurons_that_are_set_have_no_exact_expectation_either():
+    layer = sdn.DropConnectLinear(6, 3, inference="analytic", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"`inference='analytic'` needs an activation"):
+        layer.activation = LIF()
+    layer = sdn.DropConnectLinear(6, 3, activation=LIF(), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"`inference='analytic'` needs an activation"):
+        layer.inference = "analytic"
 
 
 def test_set_attributes_switches_a_model_to_all_steps():
@@ -250,7 +263,7 @@ def test_set_attributes_switches_a_model_to_all_steps():
 
 
 def test_a_neuron_of_linen_is_no_activation_of_a_layer_of_nnx():
-    with pytest.raises(TypeError, match=r"linen module Dense; use `snn_dropout\.Drop"):
+    with pytest.raises(TypeError, match=r"one of linen; use `snn_dropout\.Drop"):
         sdn.DropConnectLinear(6, 3, activation=nn.Dense(3), rngs=nnx.Rngs(0))
 
 
