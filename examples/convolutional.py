@@ -6,8 +6,10 @@ layers in mode ``'m'``: all time steps at once. The masks are drawn once per bat
 held over its time steps; ``batch_stats`` are carried from batch to batch by the training
 loop, the state of neurons and masks is not: every batch is a new simulation.
 
-It trains with and without dropout from the same start, and prints the test accuracy of
-each and the shapes of the masks. From the root of the repository::
+It trains with and without dropout from the same start, prints the test accuracy of each
+and the shapes of the masks, and writes a picture: the learning curves, and the channels of
+one image behind ``Dropout2d`` and behind a dropout that draws new masks at every step.
+From the root of the repository::
 
   python -m pip install -e '.[examples]'
   python examples/convolutional.py
@@ -15,7 +17,7 @@ each and the shapes of the masks. From the root of the repository::
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 try:
@@ -24,8 +26,12 @@ try:
     import jax.numpy as jnp
     import numpy as np
     import optax
+    from matplotlib.axes import Axes
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
     from tqdm import tqdm
-    from train_digits import LIF, Digits, load_data
+    from train_digits import HELD, LIF, PER_STEP, Digits, load_data
 
     import snn_dropout as sd
 except ImportError as error:
@@ -36,6 +42,14 @@ except ImportError as error:
 
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
+# What a pixel of a map can be, and how it is drawn.
+PIXELS = {
+    "no spike": "white",
+    "spike passed on": "black",
+    "channel dropped": "mistyrose",
+    "spike dropped": "tab:red",
+    "between the maps": "silver",
+}
 
 
 class SpikingConv(nn.Module):
@@ -93,8 +107,8 @@ def as_sequence(images: jax.Array, steps: int) -> jax.Array:
 
 def train(
     model: ResNet, digits: Digits, options: argparse.Namespace
-) -> tuple[dict[str, Any], float]:
-    """Trains a model; returns its variables and the test accuracy in percent."""
+) -> tuple[dict[str, Any], list[float]]:
+    """Trains a model; returns its variables and the test accuracy (%) of each epoch."""
     batches = len(digits.train_labels) // BATCH_SIZE
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, options.epochs * batches)
     optimizer = optax.adam(schedule)
@@ -118,21 +132,26 @@ def train(
         updates, moments = optimizer.update(grads, moments)
         return optax.apply_updates(params, updates), batch_stats, moments
 
+    @jax.jit
+    def accuracy(params: Any, batch_stats: Any) -> jax.Array:
+        variables = {"params": params, "batch_stats": batch_stats}
+        test = as_sequence(digits.test_images, options.steps)
+        scores = model.apply(variables, test, train=False)
+        return 100 * (scores.argmax(-1) == digits.test_labels).mean()
+
     some = as_sequence(digits.train_images[:1], options.steps)
     variables = model.init(jax.random.key(0), some, train=False)
     params, batch_stats = variables["params"], variables["batch_stats"]
     carry = params, batch_stats, optimizer.init(params)
-    random = np.random.default_rng(0)
+    random, percent = np.random.default_rng(0), []
     # `disable=None` leaves the bar out where the output is a log.
     for epoch in tqdm(range(options.epochs), unit="epoch", disable=None):
         order = random.permutation(len(digits.train_labels))[: batches * BATCH_SIZE]
         for number, batch in enumerate(order.reshape(batches, BATCH_SIZE)):
             key = jax.random.fold_in(jax.random.key(1), epoch * batches + number)
             carry = step(carry, batch, key)
-    variables = {"params": carry[0], "batch_stats": carry[1]}
-    test = as_sequence(digits.test_images, options.steps)
-    scores = jax.jit(partial(model.apply, train=False))(variables, test)
-    return variables, 100 * float((scores.argmax(-1) == digits.test_labels).mean())
+        percent.append(float(accuracy(*carry[:2])))
+    return {"params": carry[0], "batch_stats": carry[1]}, percent
 
 
 def masks_of(model: ResNet, variables: Any, x_seq: jax.Array) -> dict[str, Any]:
@@ -152,8 +171,81 @@ def masks_of(model: ResNet, variables: Any, x_seq: jax.Array) -> dict[str, Any]:
     }
 
 
+def channels_of(
+    model: ResNet, variables: Any, x_seq: jax.Array
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns the spikes in front of the first ``Dropout2d``, and what dropouts keep.
+
+    Returns:
+      The spikes ``[T, H, W, C]`` of the image that loses most channels to a held mask, and
+      for each kind of dropout which channels of it are kept, ``[T, C]``.
+    """
+    _, updated = model.apply(
+        variables,
+        x_seq,
+        train=False,
+        capture_intermediates=lambda layer, _: isinstance(layer, SpikingConv),
+        mutable=["intermediates", "state"],
+    )
+    spikes = updated["intermediates"]["Block_0"]["SpikingConv_0"]["__call__"][0]
+    layers = {
+        PER_STEP: nn.Dropout(model.p, broadcast_dims=(2, 3)),
+        HELD: sd.Dropout2d(model.p, step_mode="m"),
+    }
+    rngs = {"dropout": jax.random.key(2)}
+    kept = {  # [T, N, C]
+        name: layer.apply({}, jnp.ones_like(spikes), deterministic=False, rngs=rngs)
+        .astype(bool)
+        .all((2, 3))
+        for name, layer in layers.items()
+    }
+    image = kept[HELD][0].sum(-1).argmin()
+    return np.asarray(spikes[:, image]), {
+        name: np.asarray(channels[:, image]) for name, channels in kept.items()
+    }
+
+
+def draw_channels(axes: Axes, spikes: np.ndarray, kept: np.ndarray) -> None:
+    """Draws the maps ``[T, H, W, C]`` of all channels and steps, and what was dropped."""
+    steps, height, width, channels = spikes.shape
+    pixels = (spikes > 0) + 2 * ~kept[:, None, None]  # as `PIXELS` has them
+    framed = np.pad(pixels, [(0, 0), (0, 1), (0, 1), (0, 0)], constant_values=4)
+    rows = framed.transpose(0, 1, 3, 2).reshape(steps * (height + 1), -1)
+    axes.imshow(rows[:-1, :-1], ListedColormap([*PIXELS.values()]), vmin=0, vmax=4)
+    axes.set_xticks((width + 1) * np.arange(channels) + width / 2, range(channels))
+    axes.set_yticks((height + 1) * np.arange(steps) + height / 2, range(steps))
+    axes.set(xlabel="channel", ylabel="time step")
+    axes.tick_params(length=0)
+
+
+def draw_picture(
+    path: Path,
+    accuracy: dict[str, list[float]],
+    spikes: np.ndarray,
+    kept: dict[str, np.ndarray],
+) -> None:
+    """Writes the learning curves above the channels of one image under both dropouts."""
+    # Wide enough for all channels, and as tall as all steps need.
+    figure = Figure(figsize=(8, 4 + 1.1 * len(spikes)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(3, 1 + 1.1 * len(spikes)))
+    axes = above.subplots()
+    for name, percent in accuracy.items():
+        axes.plot(np.arange(1, len(percent) + 1), percent, "o-", label=name)
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Learning curves")
+    axes.locator_params("x", integer=True)
+    axes.legend(loc="lower right")
+    for axes, (name, channels) in zip(
+        below.subplots(len(kept), 1), kept.items(), strict=True
+    ):
+        draw_channels(axes, spikes, channels)
+        axes.set_title(f"Channels of one image: {name}")
+    handles = [Patch(fc=PIXELS[name], ec="gray", label=name) for name in [*PIXELS][:4]]
+    below.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=120)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains both networks and prints what came out."""
+    """Trains both networks, prints what came out and writes the picture."""
     parser = argparse.ArgumentParser(
         description="Trains a small spiking residual network on digits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -163,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--steps", type=int, default=4, help="time steps of one simulation")
     add("--p", type=float, default=0.1, help="probability that a channel is dropped")
     add("--p-path", type=float, default=0.1, help="probability that a branch is dropped")
+    add("--output", type=Path, default="output/convolutional.png", help="PNG to write")
     options = parser.parse_args(argv)
 
     def refuse(name: str, rule: str) -> None:
@@ -178,19 +271,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in "p", "p_path":
         if not 0 <= getattr(options, name) < 1:
             refuse(name, "in [0, 1)")
+    if options.output.suffix != ".png" or options.output.is_dir():
+        refuse("output", "a file that ends in .png")
+    try:  # before the training, which would be lost
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        refuse("output", "in a folder that exists or can be made")
 
     digits = load_data()
     print("dropout                          test accuracy (%)")
-    plain = f"none{'':27}"
+    accuracy = {}
     held = f"channels p={options.p:g}, branches p={options.p_path:g}"
-    for name, p, p_path in (plain, 0.0, 0.0), (held, options.p, options.p_path):
+    for name, p, p_path in ("none", 0.0, 0.0), (held, options.p, options.p_path):
         model = ResNet(p, p_path)
-        variables, accuracy = train(model, digits, options)
-        print(f"{name:33}{accuracy:.1f}", flush=True)
+        variables, accuracy[name] = train(model, digits, options)
+        print(f"{name:33}{accuracy[name][-1]:.1f}", flush=True)
     x_seq = as_sequence(digits.train_images[:BATCH_SIZE], options.steps)
     print(f"\nmasks of one batch {list(x_seq.shape)}, held over its {options.steps} steps:")
     for path, mask in masks_of(model, variables, x_seq).items():
         print(f"  {path:26}{list(mask.shape)}, {100 * mask.mean():.1f} % kept")
+    spikes, kept = channels_of(model, variables, x_seq)
+    draw_picture(options.output, accuracy, spikes, kept)
+    print(f"picture: {options.output}")
 
 
 if __name__ == "__main__":

@@ -216,16 +216,18 @@ def draw_metric(axes: Axes, results: dict[str, Scores], metric: str) -> None:
         axes.fill_between(samples, *band, color=color, alpha=0.2, lw=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks(samples, map(str, samples))
-    axes.set(xlabel="Gaussian samples S per unit", ylabel=metric)
+    axes.set_ylabel(metric.replace(" (", "\n("))
     axes.grid(alpha=0.3)
 
 
 def draw_picture(path: Path, results: dict[str, Scores], title: str) -> None:
     """Writes all metrics but accuracy against the number of samples."""
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
-    panels = figure.subplots(1, len(METRICS) - 1)
+    # One below the other: side by side they are too small for a narrow screen.
+    figure = Figure(figsize=(7, 8.5), layout="constrained")
+    panels = figure.subplots(len(METRICS) - 1, 1, sharex=True)
     for axes, metric in zip(panels, list(METRICS)[1:], strict=True):
         draw_metric(axes, results, metric)
+    panels[-1].set_xlabel("Gaussian samples S per unit")
     panels[-1].set_yscale("log")
     panels[-1].yaxis.set_major_formatter("{x:g}")
     figure.suptitle(title)

@@ -110,14 +110,15 @@ def measure(options: argparse.Namespace) -> list[list[Row]]:
 def draw_picture(path: Path, table: Sequence[Sequence[Row]]) -> None:
     """Writes one digit after each amount of a change above the curves of that change."""
     image = np.asarray(load_data().test_images[SHOWN : SHOWN + 1])
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    halves = figure.subfigures(1, 2)
+    # One below the other: side by side they are too small for a narrow screen.
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    halves = figure.subfigures(2, 1)
     for half, change, rows in zip(halves, CHANGES, table, strict=True):
         above, below = half.subfigures(2, 1, height_ratios=(1, 4))
         for axes, amount in zip(above.subplots(1, len(rows)), change.amounts, strict=True):
             changed = change.apply(image, amount).reshape(8, 8)
             axes.imshow(changed, cmap="gray_r", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[], title=f"{amount} {change.unit}")
+            axes.set(xticks=[], yticks=[], title=f"{amount}{change.unit}")
         amounts, percent, entropy, information = zip(*rows, strict=True)
         axes = below.subplots()
         lines = axes.plot(amounts, entropy, "o-", label="predictive entropy")
