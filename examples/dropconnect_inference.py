@@ -227,8 +227,7 @@ def draw_picture(path: Path, results: dict[str, Scores], title: str) -> None:
     panels = figure.subplots(len(METRICS) - 1, 1, sharex=True)
     for axes, metric in zip(panels, list(METRICS)[1:], strict=True):
         draw_metric(axes, results, metric)
-    panels[-1].set_xlabel("Gaussian samples S per unit")
-    panels[-1].set_yscale("log")
+    panels[-1].set(xlabel="Gaussian samples S per unit", yscale="log")
     panels[-1].yaxis.set_major_formatter("{x:g}")
     figure.suptitle(title)
     figure.legend(

@@ -1,8 +1,9 @@
 """Trains a spiking network on streams that never stop, chunk by chunk.
 
 Each of the slots of a batch carries one stream after the other: a handwritten digit,
-one row of pixels a time step, shown from top to bottom one to three times. Streams
-start and end at any step, so the batch never starts together. Three things carry it:
+one row of pixels a time step, from top to bottom and again from the top, 8 to 24 rows.
+Streams start and end at any step, so the batch never starts together. Three things
+carry it:
 
 * the state, membranes and masks, is passed from chunk to chunk, and gradients end
   where a chunk starts (truncated back-propagation through time);
@@ -10,9 +11,9 @@ start and end at any step, so the batch never starts together. Three things carr
   membranes, a new mask; the others run on;
 * a mask is held as long as its stream, however many chunks that takes.
 
-It prints the accuracy on test streams as training goes on, and checks two claims: a
-run in chunks equals the run in one piece, and a stream beside others equals the same
-stream alone. From the root of the repository::
+It prints the accuracy on test streams as training goes on, checks two claims, that a
+run in chunks equals the run in one piece, and a stream beside others the same stream
+alone, and writes a picture of a few slots. From the root of the repository::
 
   python -m pip install -e '.[examples]'
   python examples/streaming.py
@@ -22,6 +23,7 @@ import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -30,6 +32,7 @@ try:
     import jax.numpy as jnp
     import numpy as np
     import optax
+    from pictures.streams import draw
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -43,6 +46,7 @@ except ImportError as error:
 ROWS = 8  # of an image, one a time step
 PASSES = 3  # the longest stream shows its image that often
 HIDDEN_UNITS = 256
+SLOTS, UNITS = 3, 24  # so many of them are drawn
 
 
 class Chunk(NamedTuple):
@@ -111,7 +115,7 @@ def flow(
         for _ in range(steps):
             starts = position >= length
             image = np.where(starts, random.integers(len(labels), size=slots), image)
-            new_length = ROWS * random.integers(1, PASSES + 1, size=slots)
+            new_length = random.integers(ROWS, PASSES * ROWS + 1, size=slots)
             length = np.where(starts, new_length, length)
             position = np.where(starts, 0, position)
             row = images[image, position % ROWS]
@@ -208,18 +212,25 @@ def accuracy(model: Network, params: Any, data: list[np.ndarray]) -> float:
     return 100 * float(right[last].mean())
 
 
-def check_chunks(model: Network, params: Any, chunk: Chunk, steps: int) -> float:
-    """Compares one run with the same run in chunks: the largest difference of scores."""
+def in_chunks(
+    model: Network, params: Any, chunk: Chunk, steps: int
+) -> tuple[list[Any], jax.Array]:
+    """Runs a chunk in shorter ones; returns the state behind each, and all scores."""
     jitted = jax.jit(partial(run, model, train=True))
-    key = jax.random.key(4)
-    start = first_state(model, params, chunk.rows[0], train=True)
-    _, whole = jitted(params, start, chunk, key)
-    state, parts = start, []
+    state = first_state(model, params, chunk.rows[0], train=True)
+    states, parts = [], []
     for first in range(0, len(chunk.rows), steps):
         part = Chunk(*(array[first : first + steps] for array in chunk))
-        state, scores = jitted(params, state, part, key, first)
+        state, scores = jitted(params, state, part, jax.random.key(4), first)
+        states.append(state)
         parts.append(scores)
-    return float(jnp.abs(jnp.concatenate(parts) - whole).max())
+    return states, jnp.concatenate(parts)
+
+
+def check_chunks(model: Network, params: Any, chunk: Chunk, steps: int) -> float:
+    """Compares one run with the same run in chunks: the largest difference of scores."""
+    _, whole = in_chunks(model, params, chunk, len(chunk.rows))
+    return float(jnp.abs(in_chunks(model, params, chunk, steps)[1] - whole).max())
 
 
 def check_alone(model: Network, params: Any, chunk: Chunk) -> tuple[int, float]:
@@ -257,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--steps", default=8, help="time steps of a chunk")
     add("--slots", default=64, help="streams side by side")
     add("--p", type=float, default=0.1, help="probability of being dropped, in [0, 1)")
+    add("--output", type=Path, default="output/streaming.png", help="PNG to write")
     options = parser.parse_args(arguments)
 
     def refuse(name: str, rule: str) -> None:
@@ -270,6 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             refuse(name, "1 or more")
     if not 0 <= options.p < 1:  # with p=1 nothing is left to learn from
         refuse("p", "in [0, 1)")
+    if options.output.suffix != ".png" or options.output.is_dir():
+        refuse("output", "a file that ends in .png")
+    try:  # before the training, which would be lost
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        refuse("output", "in a folder that exists or can be made")
 
     images, labels = load_digits(return_X_y=True)
     images = (images / 8).reshape(-1, ROWS, 8).astype(np.float32)
@@ -279,11 +297,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, params in train(model, data, options):
         print(f"{number:6}  {accuracy(model, params, data):.1f} %", flush=True)
 
-    some = next(flow(data[1], data[3], slots=16, steps=12 * ROWS, seed=3))
+    some = next(flow(data[1], data[3], slots=16, steps=8 * ROWS, seed=3))
     difference = check_chunks(model, params, some, steps=options.steps)
     print(f"\nin chunks and in one piece: scores differ by at most {difference:.1e}")
     streams, difference = check_alone(model, params, some)
     print(f"{streams} streams beside others and alone: by at most {difference:.1e}")
+
+    states, scores = in_chunks(model, params, some, steps=1)
+    masks = np.stack([state["Dropout_0"]["mask"][:, :UNITS] for state in states])
+    right = np.asarray(scores).argmax(-1) == some.labels
+    timeline = some.rows, np.where(some.seen, 1 + right, 0), masks, some.starts
+    parts = (array[:, :SLOTS] for array in timeline)
+    draw(options.output, *parts, steps=options.steps)
+    print(f"picture: {options.output}")
 
 
 if __name__ == "__main__":

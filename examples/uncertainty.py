@@ -118,7 +118,7 @@ def draw_picture(path: Path, table: Sequence[Sequence[Row]]) -> None:
         for axes, amount in zip(above.subplots(1, len(rows)), change.amounts, strict=True):
             changed = change.apply(image, amount).reshape(8, 8)
             axes.imshow(changed, cmap="gray_r", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[], title=f"{amount}{change.unit}")
+            axes.set(xticks=[], yticks=[], title=f"{amount} {change.unit}")
         amounts, percent, entropy, information = zip(*rows, strict=True)
         axes = below.subplots()
         lines = axes.plot(amounts, entropy, "o-", label="predictive entropy")
@@ -129,7 +129,7 @@ def draw_picture(path: Path, table: Sequence[Sequence[Row]]) -> None:
         right = axes.twinx()
         lines += right.plot(amounts, percent, "^--", color="tab:green", label="accuracy")
         right.set(ylabel="accuracy (%), dashed", ylim=(0, 100))
-    figure.legend(handles=[*lines, alike], loc="outside lower center", ncols=4)
+    figure.legend(handles=[*lines, alike], loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 

@@ -1,0 +1,1 @@
+"""Pictures of example programs, where they are too long to be in the program."""
