@@ -233,7 +233,7 @@ def draw_picture(
         axes.plot(np.arange(1, len(percent) + 1), percent, "o-", label=name)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Learning curves")
     axes.locator_params("x", integer=True)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", title="dropout")
     for axes, (name, channels) in zip(
         below.subplots(len(kept), 1), kept.items(), strict=True
     ):

@@ -227,12 +227,6 @@ def in_chunks(
     return states, jnp.concatenate(parts)
 
 
-def check_chunks(model: Network, params: Any, chunk: Chunk, steps: int) -> float:
-    """Compares one run with the same run in chunks: the largest difference of scores."""
-    _, whole = in_chunks(model, params, chunk, len(chunk.rows))
-    return float(jnp.abs(in_chunks(model, params, chunk, steps)[1] - whole).max())
-
-
 def check_alone(model: Network, params: Any, chunk: Chunk) -> tuple[int, float]:
     """Compares each stream of slot 0 with the same stream, under its mask, alone.
 
@@ -298,16 +292,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{number:6}  {accuracy(model, params, data):.1f} %", flush=True)
 
     some = next(flow(data[1], data[3], slots=16, steps=8 * ROWS, seed=3))
-    difference = check_chunks(model, params, some, steps=options.steps)
+    _, whole = in_chunks(model, params, some, steps=len(some.rows))
+    _, pieces = in_chunks(model, params, some, steps=options.steps)
+    difference = jnp.abs(pieces - whole).max()
     print(f"\nin chunks and in one piece: scores differ by at most {difference:.1e}")
     streams, difference = check_alone(model, params, some)
     print(f"{streams} streams beside others and alone: by at most {difference:.1e}")
 
     states, scores = in_chunks(model, params, some, steps=1)
     masks = np.stack([state["Dropout_0"]["mask"][:, :UNITS] for state in states])
-    right = np.asarray(scores).argmax(-1) == some.labels
-    timeline = some.rows, np.where(some.seen, 1 + right, 0), masks, some.starts
-    parts = (array[:, :SLOTS] for array in timeline)
+    answers = np.where(some.seen, 1 + (np.asarray(scores).argmax(-1) == some.labels), 0)
+    parts = (array[:, :SLOTS] for array in (some.rows, answers, masks, some.starts))
     draw(options.output, *parts, steps=options.steps)
     print(f"picture: {options.output}")
 
