@@ -80,6 +80,7 @@ def test_the_program_prints_its_table_and_draws(example, tmp_path, capsys, monke
         assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.exhaustive
 def test_the_picture_shows_channels_lost_for_one_step_and_for_all(example):
     x_seq = jax.random.uniform(jax.random.key(3), (3, 8, 8, 8, 1))
     model = example.ResNet(0.5, 0.5)
