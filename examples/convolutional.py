@@ -17,6 +17,7 @@ From the root of the repository::
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,8 @@ def train(
 
 def masks_of(model: ResNet, variables: Any, x_seq: jax.Array) -> dict[str, Any]:
     """Returns the masks of one batch by the path of their layer."""
-    _, updated = model.apply(
-        variables,
-        x_seq,
-        train=True,
-        rngs={"dropout": jax.random.key(2)},
-        mutable=["state", "batch_stats"],
-    )
+    apply = partial(model.apply, train=True, mutable=["state", "batch_stats"])
+    _, updated = jax.jit(apply)(variables, x_seq, rngs={"dropout": jax.random.key(2)})
     leaves = jax.tree_util.tree_leaves_with_path(updated["state"])
     return {
         "/".join(entry.key for entry in path): np.asarray(leaf)
@@ -180,13 +176,13 @@ def channels_of(
       The spikes ``[T, H, W, C]`` of the image that loses most channels to a held mask, and
       for each kind of dropout which channels of it are kept, ``[T, C]``.
     """
-    _, updated = model.apply(
-        variables,
-        x_seq,
+    apply = partial(
+        model.apply,
         train=False,
         capture_intermediates=lambda layer, _: isinstance(layer, SpikingConv),
         mutable=["intermediates", "state"],
     )
+    _, updated = jax.jit(apply)(variables, x_seq)
     spikes = updated["intermediates"]["Block_0"]["SpikingConv_0"]["__call__"][0]
     layers = {
         PER_STEP: nn.Dropout(model.p, broadcast_dims=(2, 3)),

@@ -426,6 +426,7 @@ def test_monte_carlo_draws_masks_of_both_kinds():
         assert (many.variance > 0).any()
 
 
+@pytest.mark.exhaustive
 def test_entropy_that_rises_gives_the_whole_area(monkeypatch):
     def blank(images):
         return np.zeros_like(images)

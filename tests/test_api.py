@@ -114,6 +114,7 @@ except AttributeError as error:
     assert found == "module 'snn_dropout' has no attribute 'nowhere'"
 
 
+@pytest.mark.exhaustive
 def test_modules_are_found_without_an_import_of_their_own():
     """In any order, as from a package that imports all of them."""
     modules = sorted(
@@ -147,6 +148,7 @@ def test_type_checkers_see_the_names_that_are_imported_on_demand():
         assert typed == {key.value for key in found.keys}
 
 
+@pytest.mark.exhaustive
 def test_names_may_be_asked_for_first_while_a_program_is_traced():
     """A module that computes when it is imported would keep tracers of that program."""
     asked_for = in_a_fresh_process("""

@@ -34,6 +34,7 @@ def usable_cores():
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 
+@pytest.mark.exhaustive
 def test_the_tool_measures_side_by_side_and_writes_a_table(tmp_path):
     arguments = ["--small", "--repeats", "2", "--only", "dropout", "--output", tmp_path]
     command = [
@@ -207,6 +208,7 @@ def test_right_implementations_pass():
         load(f"dropout:scan {who}", units).check()
 
 
+@pytest.mark.exhaustive
 def test_the_network_of_nnx_is_that_of_linen():
     settings = {"steps": 3, "examples": 4, "inputs": 32, "hidden": 64, "p": 0.5}
     linen, arguments = network.arguments_of(**settings)
@@ -329,6 +331,7 @@ def test_every_target_and_run_of_the_table_exists():
             assert f"def {function}(" in source.read_text()
 
 
+@pytest.mark.exhaustive
 def test_curves_are_written_and_drawn(tmp_path):
     points = [
         dict(zip(scaling.COLUMNS, (curve.setting, value, label, 2.0), strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.neurons import LIF
 
 KEY = jax.random.key(7)
@@ -21,7 +22,12 @@ LAYERS = {
     "DropConnect": lambda: sd.DropConnect(nn.Dense(6), p=0.5, **OWN),
     "DropConnectLinear": lambda: sd.DropConnectLinear(6, 6, invariant=True, **OWN),
 }
-every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+every_layer = cases(
+    "make",
+    LAYERS.values(),
+    short=[LAYERS["DropConnectLinear"]],
+    ids=LAYERS,
+)
 
 
 def parts(make):

@@ -160,7 +160,7 @@ MODELS = {
 every_model = cases(
     "model",
     MODELS.values(),
-    short=[MODELS[name] for name in ("fresh", "spiking")],
+    short=[MODELS["fresh"]],
     ids=MODELS,
 )
 
@@ -289,6 +289,7 @@ class Masked(nn.Module):
         return jnp.concatenate([sd.Dropout(0.5, deterministic=False)(x), linear(x)], -1)
 
 
+@pytest.mark.exhaustive
 @every_kind
 def test_networks_side_by_side_stay_on_their_devices(kind):
     """On one device they take turns, which here would bring each to every device."""
@@ -345,7 +346,8 @@ def test_shard_map_needs_a_key_for_each_shard():
             assert (shard != other).mean() > 0.3
 
 
-@cases("model", [MODELS["fresh"], MODELS["spiking"]], short=[MODELS["fresh"]])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("model", [MODELS["fresh"], MODELS["spiking"]])
 def test_gradients_inside_of_shard_map_are_added_up(model):
     way, layer, deterministic = model
     params, x_seq = problem(model)

@@ -184,6 +184,7 @@ def test_multi_step_mode_draws_new_connections_at_every_step():
     assert within(int((y_seq[0] != y_seq[1]).sum()), 2000, 0.5)
 
 
+@pytest.mark.exhaustive
 def test_training_averages_to_the_mean_of_inference():
     layer = sd.DropConnectLinear(5, 3, p=0.3, activation=None)
     variables = layer.init(KEY, jnp.ones((1, 5)), True)
@@ -467,6 +468,7 @@ def test_a_state_of_another_batch_or_number_of_samples_raises(x_seq, changed, sh
         layer.apply(stale, x, rngs=RNGS, mutable=["state"])
 
 
+@pytest.mark.exhaustive
 def test_a_neuron_with_its_own_collection_and_parameters(x_seq):
     class Trained(nn.Module):
         @nn.compact
@@ -611,7 +613,7 @@ def test_zero_time_steps_give_an_empty_output():
 # Memory.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("invariant", "deterministic", "inference", "most"),
     [
         (False, False, "sample", 24),
@@ -619,6 +621,7 @@ def test_zero_time_steps_give_an_empty_output():
         (False, True, "sample", 10),
         (False, True, "analytic", 16),
     ],
+    short=[(True, False, "sample", 8), (False, True, "analytic", 16)],
 )
 def test_temporary_memory_with_gradients_is_bounded(
     invariant, deterministic, inference, most

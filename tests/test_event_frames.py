@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from tests.depth import cases
 from tests.neurons import LIF, loop
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +60,7 @@ def test_every_neuron_that_is_shown_is_looked_at():
     ]
 
 
-@pytest.mark.short
-@pytest.mark.parametrize("name", SHOWN)
+@cases("name", SHOWN, short=["README.md:LIF", "recipes.md:Integrator"])
 def test_the_neurons_that_are_shown_take_spikes_of_any_dtype(name):
     neuron = SHOWN[name](*([(0.5, 0.9)] if name.startswith("streaming") else []))
     given = {"mutable": ("carry",)} if name.endswith("Integrator") else {}

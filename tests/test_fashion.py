@@ -161,6 +161,7 @@ def shown(recurrent, count=3):
     return training.shown(jnp.asarray(images.made().test.pixels[:count]), recurrent)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_conditions_start_from_the_same_parameters(recurrent):
     rows, key = shown(recurrent), jax.random.key(5)
@@ -192,6 +193,7 @@ def test_conditions_are_one_network_where_nothing_is_dropped():
             chex.assert_trees_all_close(found, expected, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("condition", PAIR)
 def test_places_are_what_is_dropped(condition):
     """All that can be dropped is, so what is left is what is not."""
@@ -229,6 +231,7 @@ def test_recurrent_masks_are_held_or_new_at_every_step(condition, same):
 # Training.
 
 
+@pytest.mark.exhaustive
 def test_the_best_parameters_are_those_of_the_least_loss():
     data = images.made().train
     fit, validation = images.split(data, 64, 50, seed=0)

@@ -75,6 +75,7 @@ def test_gradients_are_those_of_the_loop(x_seq, params, neuron):
     chex.assert_trees_all_close(*grads, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 @every_neuron
 def test_chunks_are_the_whole(x_seq, params, neuron):
     run = jax.jit(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
-from tests.depth import cases
 from tests.laws.catalogue import every_kind
 from tests.neurons import LIF, Net
 
@@ -167,7 +166,8 @@ def test_nested_simulations_have_the_tree_of_the_module(x_seq):
         assert y.shape == (*x.shape[:-1], 2)
 
 
-@cases("at_once", [1, 3], short=[3])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("at_once", [1, 3])
 def test_monte_carlo_takes_a_whole_sequence_model(x_seq, params, at_once):
     """The numbers of its single-step form, bit for bit."""
 

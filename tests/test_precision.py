@@ -35,7 +35,7 @@ FORMS = {
         _chunks.kernel_gradient_by_chunk,
     ),
 }
-every_half = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+every_half = cases("dtype", [jnp.bfloat16, jnp.float16], short=[jnp.bfloat16])
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 

@@ -14,7 +14,6 @@ import pytest
 
 import snn_dropout as sd
 from tests import resumable
-from tests.depth import cases
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 240  # seconds
@@ -106,7 +105,8 @@ def saved(tmp_path_factory):
     return folder, variables
 
 
-@cases("examples", [1, 2, 8], short=[1])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("examples", [1, 2, 8])
 def test_a_restored_mask_of_another_batch_raises(saved, examples):
     folder, variables = saved
     with ocp.StandardCheckpointer() as checkpointer:

@@ -140,9 +140,8 @@ def test_a_module_may_read_what_only_its_user_makes():
         sd.simulate(Reads(), {}, X_SEQ)
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", [(4, 3), (3, 3), (7, 3), (2, 4, 3)])
+@cases("shape", [(4, 3), (3, 3), (7, 3), (2, 4, 3)], short=[(3, 3), (2, 4, 3)])
 def test_membranes_of_a_whole_sequence_are_named(way, shape):
     """From `init(key, x_seq)`; JAX would broadcast over them, and make masks [T, N, F]."""
     variables = Net().init(KEY, jnp.zeros((*shape, 8)))

@@ -418,6 +418,7 @@ def test_what_is_random_at_each_step_equals_the_loop_that_folds_the_step_in(x_se
     )
 
 
+@pytest.mark.exhaustive
 def test_masks_do_not_depend_on_the_number_of_steps_or_x64(variables, x_seq):
     masks = []
     for steps in (1, 5):

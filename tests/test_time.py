@@ -101,7 +101,7 @@ PAIRS = {
 }
 
 
-IN_SHORT = ("inline in a compact method", "in setup, of a Sequential")
+IN_SHORT = ("in setup, of a Sequential",)
 
 
 @pytest.fixture(params=marked(PAIRS, short=IN_SHORT), scope="module")
@@ -184,6 +184,7 @@ def test_a_shared_instance_shares_weights_masks_and_membranes(x_seq):
     chex.assert_trees_all_equal(*runs)
 
 
+@pytest.mark.exhaustive
 def test_inside_nn_vmap_each_row_has_its_own_mask(x_seq):
     class Mapped(nn.Module):
         @nn.compact

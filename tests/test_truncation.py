@@ -111,6 +111,7 @@ def _unchanged(state):
     return state
 
 
+@pytest.mark.exhaustive
 @every_model
 def test_a_training_loop_over_chunks_is_cut_by_itself(model):
     """The state is an argument of each update: the sum of the parts, by hand."""

@@ -226,6 +226,7 @@ def test_one_output_is_no_distribution_over_classes(x_seq, one, step_mode):
             )
 
 
+@pytest.mark.exhaustive
 def test_the_logit_of_a_yes_or_no_has_two_classes(x_seq, one):
     """What the message says to type; for outputs without an axis too."""
 
@@ -253,6 +254,7 @@ def test_the_logit_of_a_yes_or_no_has_two_classes(x_seq, one):
     assert found.mutual_information.min() > 1e-4
 
 
+@pytest.mark.exhaustive
 def test_a_regression_has_mean_and_variance_alone(x_seq, one):
     run = partial(sd.monte_carlo, one_output(), one, x_seq, rngs=RNGS, samples=3, at_once=2)
     both = run(scores=lambda y_seq: jnp.insert(y_seq.mean(0), 0, 0.0, axis=-1))

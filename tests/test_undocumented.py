@@ -8,12 +8,12 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import pytest
 from flax.core import Scope, tracers
 from jax.extend import core
 
 import snn_dropout as sd
 from snn_dropout.linen import _surroundings
-from tests.depth import cases
 from tests.mutants import ROOT
 
 PACKAGE = ROOT / "snn_dropout"
@@ -63,7 +63,8 @@ def test_the_table_names_files_that_are_there():
         assert (PACKAGE / where).exists()
 
 
-@cases("name", ["debug_path", "trace_level", "rng_counters"], short=["trace_level"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["debug_path", "trace_level", "rng_counters"])
 def test_a_flax_without_it_fails_at_import(name):
     """As a later version of Flax may rename it."""
     program = f"""

@@ -298,6 +298,7 @@ def test_the_mean_over_masks_is_the_module_in_inference():
     assert (abs(y.mean(0) - plain) <= 6 * y.std(0) / np.sqrt(4000)).all()
 
 
+@pytest.mark.exhaustive
 def test_parameters_of_any_name_and_shape_are_chosen_by_their_path():
     class Scaled(nn.Module):
         @nn.compact

@@ -126,23 +126,12 @@ SMOOTH_BY_QUADRATURE = {
 }
 ACCURATE = CLOSED | SMOOTH_BY_QUADRATURE
 every_closed = pytest.mark.parametrize("name", CLOSED)
-every_accurate = pytest.mark.parametrize("name", ACCURATE)
 # One of each way to find it: kinks, a jump, steps of exp, erf, and by quadrature.
-some_accurate = cases(
-    "name",
-    ACCURATE,
-    short=[
-        "None",
-        "leaky_relu 0.2",
-        "relu6",
-        "threshold",
-        "selu",
-        "gelu exact",
-        "tanh",
-        "sin",
-        "lambda sin",
-    ],
-)
+SHORT = [
+    *("None", "leaky_relu 0.2", "relu6", "threshold", "selu"),
+    *("gelu exact", "tanh", "sin", "lambda sin"),
+]
+every_accurate = cases("name", ACCURATE, short=SHORT)
 
 MEANS = np.concatenate(
     [np.linspace(-5, 5, 17), [1e-3, -1e-3, 1e-6, -1e-6, 0.25001, -0.9999, 2.9999]]
@@ -208,7 +197,7 @@ def test_the_reference_agrees_with_adaptive_quadrature(name, mean, deviation):
 # --------------------------------------------------------------------------------------
 
 
-@some_accurate
+@every_accurate
 def test_value(name):
     value = computed(name)["grid"][0]
     reference = ACCURATE[name].reference(MEAN, VARIANCE)[0]
@@ -224,7 +213,6 @@ def test_value_of_exp():
     np.testing.assert_allclose(value, expected, rtol=3e-6)
 
 
-@pytest.mark.short
 @every_accurate
 def test_gradient(name):
     _, by_mean, by_variance = computed(name)["grid"]
@@ -440,7 +428,7 @@ def test_little_but_the_moments_is_kept_for_the_gradient(name, most):
 # --------------------------------------------------------------------------------------
 
 
-@some_accurate
+@every_accurate
 def test_variance_0_is_the_activation_and_its_gradient(name):
     activation = ACCURATE[name].activation or jax.nn.identity
     mean = jnp.asarray(MEANS, jnp.float32)
@@ -451,7 +439,7 @@ def test_variance_0_is_the_activation_and_its_gradient(name):
 
 
 @pytest.mark.short
-@every_closed
+@cases("name", CLOSED, short=[name for name in SHORT if name in CLOSED])
 def test_variance_0_has_half_the_curvature_as_its_slope(name):
     by_variance = computed(name)["point"][2]
     near = np.isclose(VARIANCE, 1e-8, atol=0)  # small, and far from a kink in deviations

@@ -123,7 +123,7 @@ def test_wide_and_complex_dtypes():
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=40,
+    max_examples=20,
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(

@@ -163,7 +163,7 @@ LAYERS = {
 }
 
 
-@settings(SETTINGS, max_examples=40)
+@settings(SETTINGS, max_examples=12)
 @given(
     layer=st.sampled_from(list(LAYERS)),
     # From a list, because each is a program of its own.
@@ -196,7 +196,7 @@ def test_all_steps_at_once_and_one_by_one_against_numpy(layer, p, dtype, steps, 
         np.testing.assert_array_equal(updated["state"]["mask"], state["mask"])
 
 
-@settings(SETTINGS, max_examples=20)
+@settings(SETTINGS, max_examples=12)
 @given(
     size=st.sampled_from([(1, 1), (3, 4), (5, 33)]),
     use_bias=st.booleans(),

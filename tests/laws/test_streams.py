@@ -119,6 +119,7 @@ def test_monte_carlo_folds_the_sample_into_every_stream(at_once):
     np.testing.assert_allclose(variance, each.var(0)[:, :3], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_masks_and_membranes_in_collections_of_other_names():
     """What is named is carried; the masks lie where the field says, and nowhere else."""
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -54,6 +55,7 @@ def training_step(graphdef, rest):
     return jax.jit(step)
 
 
+@pytest.mark.exhaustive
 @every_kind
 def test_a_data_parallel_step_is_that_of_one_device_and_exchanges_only_gradients(kind):
     x_seq = jax.random.normal(KEY, (3, 16, 6))

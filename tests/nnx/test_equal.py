@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import snn_dropout as sd
@@ -160,6 +161,7 @@ def test_a_raw_key_is_as_good_as_a_typed_one():
     assert_equal(*found)
 
 
+@pytest.mark.exhaustive
 def test_a_training_is_that_of_linen_bit_for_bit():
     """Ten steps: losses, parameters, and the gradients that lead there."""
     x_seq = jax.random.normal(jax.random.key(1), (4, 8, 6))

@@ -30,7 +30,7 @@ def layer_of(params, **fields):
     return layer
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["m"])
 @cases("tokens", [(2, 3), (0,)], short=[(2, 3)])
 def test_held_connections_are_those_of_linen(tokens, step_mode):
     x_seq, params = problem(tokens)
