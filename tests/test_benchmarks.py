@@ -181,7 +181,7 @@ WRONG = {
 }
 
 
-@pytest.mark.short
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
 def test_a_wrong_implementation_is_refused(wrong):
     task, answer = child.start(f"{__name__}:{wrong.__name__}", {})

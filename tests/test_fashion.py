@@ -180,6 +180,7 @@ def scores(model, params, rows, seed=0, train=True):
     )
 
 
+@pytest.mark.exhaustive
 def test_conditions_are_one_network_where_nothing_is_dropped():
     rows = shown(False)
     params = training.first_params(network(names.NONE), 0)
@@ -215,6 +216,7 @@ def test_places_are_what_is_dropped(condition):
     assert (jnp.abs(scores(plain, params, rows) - of(RECURRENT)) > 0.01).any()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("condition", "same"), [(names.HELD, True), (names.PER_STEP, False)]
 )
