@@ -213,7 +213,8 @@ def test_value_of_exp():
     np.testing.assert_allclose(value, expected, rtol=3e-6)
 
 
-@every_accurate
+@pytest.mark.short
+@pytest.mark.parametrize("name", ACCURATE)
 def test_gradient(name):
     _, by_mean, by_variance = computed(name)["grid"]
     assert np.isfinite(by_mean).all()

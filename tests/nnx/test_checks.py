@@ -1,5 +1,7 @@
 """Bad input: every error names the argument, the rule, what was given and the remedy."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ KEYS = {
 }
 
 
-@cases("name", KEYS, short=["missing", "rngs", "number"])
+@pytest.mark.parametrize("name", KEYS)
 def test_the_key_is_one_key(name):
     key, match = KEYS[name]
     with pytest.raises(TypeError, match=match):
@@ -78,6 +80,54 @@ def test_a_model_without_our_layers_has_no_masks_to_make_and_runs_all_the_same()
         other(X)
     with pytest.raises(ValueError, match="holds none; call `init_masks"):
         sdn.reset_rows(jnp.ones(4, bool), other, key=KEY)
+
+
+def test_connections_in_mode_s_have_their_masks_before_the_first_step():
+    layer = sdn.DropConnectLinear(6, 3, invariant=True, rngs=nnx.Rngs(0))
+    with pytest.raises(RuntimeError, match=r"must have its mask before.*`kernel_mask`"):
+        layer(X)
+    assert holds_nothing(layer)
+
+
+@pytest.mark.parametrize("held", [jnp.ones((3, 1)), jnp.ones((4, 1), jnp.int32)])
+def test_a_rate_that_is_held_fits_its_mask(held):
+    layer = sdn.Dropout(jnp.full((4, 1), 0.5))
+    with sdn.simulation(layer, X, key=KEY):
+        layer.mask_p.set_value(held)
+        with pytest.raises(ValueError, match=r"`mask_p` .* must fit its mask.*\(4, 1\)"):
+            layer(X)
+
+
+class Counts(nnx.Module):
+    """A step that is not the one before, and says so in an attribute."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def __call__(self, x):
+        self.steps += 1
+        return x * self.steps
+
+
+def test_a_step_that_changes_attributes_raises():
+    with pytest.raises(ValueError, match="A step must leave the attributes and Variables"):
+        sdn.simulate(Counts(), X_SEQ)
+
+
+def test_a_step_that_changes_only_when_it_is_traced_again_raises():
+    calls = itertools.count()
+
+    class Whims(nnx.Module):
+        def __init__(self):
+            self.note = "old"
+
+        def __call__(self, x):
+            if next(calls) == 1:
+                self.note = "new"
+            return x
+
+    with pytest.raises(ValueError, match="A step must leave the attributes and Variables"):
+        sdn.simulate(Whims(), X_SEQ)
 
 
 def test_time_comes_first_in_what_is_simulated():

@@ -9,6 +9,7 @@ from flax import nnx
 
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
+from tests.depth import cases
 from tests.nnx.catalogue import KEY, LIF, Membrane, holds_nothing
 
 X_SEQ = 4 * jax.random.normal(jax.random.key(1), (5, 4, 6))
@@ -71,8 +72,7 @@ def test_inference_of_connections_is_that_of_linen():
         )
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@cases("step_mode", ["s", "m"], short=["s"])
 def test_sampled_inference_steps_copies_of_the_neurons(step_mode):
     model = layer(activation=LIF(), samples_num=2000, step_mode=step_mode)
     model.eval()
