@@ -35,6 +35,7 @@ FORMS = {
         _chunks.kernel_gradient_by_chunk,
     ),
 }
+SUMS = ("dot_general", "reduce_sum")
 every_half = cases("dtype", [jnp.bfloat16, jnp.float16], short=[jnp.bfloat16])
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -87,6 +88,20 @@ def test_sums_of_products_are_wide(form, dtype):
         for result, value in zip(results, expected, strict=True):
             assert result.dtype == dtype
             np.testing.assert_array_equal(wide(result), wide(jnp.asarray(value, dtype)))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "cpu"])
+@every_half
+def test_sums_of_products_say_that_they_are_wide(name, dtype):
+    """For devices whose compiler would take the dtype of the terms, unlike that of CPUs."""
+    x, kernel, dy = (jnp.ones(shape, dtype) for shape in [(4, 3, 40), (40, 50), (4, 3, 50)])
+    words = functional.pack_bits(jnp.ones((4, 40, 50), bool))
+    given = (x, kernel), (kernel, dy), (x, dy)
+    for function, arrays in zip(FORMS[name], given, strict=True):
+        traced = jax.make_jaxpr(function)(*arrays, words).jaxpr
+        sums = [e for e in equations(traced) if e.primitive.name in SUMS]
+        assert sums, function
+        assert {e.outvars[0].aval.dtype for e in sums} == {np.dtype("float32")}, function
 
 
 @cases(
