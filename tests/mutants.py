@@ -6,7 +6,8 @@ that have to fail for it. Run from the root of the project::
   python tests/mutants.py
 
 The exit status is 1 if a mutant survives, that is, if its tests pass all the same. The
-tests that are named run on the library as it is first, and have to pass there.
+tests that are named run on the library as it is first, and have to pass there. They are of
+the short depth, whose cases kill all mutants; with ``--exhaustive`` all their cases run.
 """
 
 import argparse
@@ -1213,12 +1214,12 @@ def paths(tests: str) -> list[str]:
     return [f"tests/{test}" for test in tests.split()]
 
 
-def verdict(mutant: Mutant) -> bool:
-    """Tells whether the tests kill a mutant, and prints which."""
+def verdict(mutant: Mutant, *depth: str) -> bool:
+    """Tells whether the tests kill a mutant at a depth, and prints which."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_of_the_project(Path(temporary))
         mutate(folder, mutant)
-        status, output = run_tests(folder, paths(mutant.tests), "-x")
+        status, output = run_tests(folder, paths(mutant.tests), "-x", *depth)
     if status not in (PASSED, FAILED):
         raise RuntimeError(
             f"mutant '{mutant.name}': pytest gave no verdict but status {status}\n{output}"
@@ -1234,21 +1235,23 @@ def main() -> int:
     """Runs all mutants, or those whose name has the given words in it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="only mutants with these in their names")
+    parser.add_argument("--exhaustive", action="store_true", help="at that depth")
     parser.add_argument("--processes", type=int, default=2, help="tests at a time")
     arguments = parser.parse_args()
+    depth = ["--exhaustive"] if arguments.exhaustive else []
     words = arguments.words
     chosen = [m for m in MUTANTS if all(word in m.name for word in words)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_of_the_project(Path(temporary))
         tests = sorted({test for mutant in chosen for test in mutant.tests.split()})
-        together = ("-x", "-n", str(arguments.processes))
+        together = ("-x", "-n", str(arguments.processes), *depth)
         status, output = run_tests(folder, paths(" ".join(tests)), *together)
     if status != PASSED:
         raise RuntimeError(
             f"the tests have to pass on the library as it is, but gave {status}\n{output}"
         )
     with ThreadPoolExecutor(arguments.processes) as pool:
-        verdicts = list(pool.map(verdict, chosen))
+        verdicts = list(pool.map(lambda mutant: verdict(mutant, *depth), chosen))
     print(f"{sum(verdicts)} of {len(verdicts)} mutants killed")
     return 0 if all(verdicts) and verdicts else 1
 

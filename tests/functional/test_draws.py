@@ -88,3 +88,11 @@ def test_a_mask_is_unpacked_by_row_for_a_tpu_alone():
     # Rows of 128 numbers, each looking at the four words of its row.
     assert "4x8x4x128" in lowered("tpu")
     assert "4x8x4x128" not in lowered("cpu") + lowered("cuda")
+
+
+def test_a_mask_of_no_axes_is_that_of_one_with_a_rate_of_its_own():
+    for seed in range(8):
+        key, rate = jax.random.key(seed), jnp.float32(0.4)
+        mask = functional.draw_mask(key, (), rate)
+        assert mask.shape == ()
+        assert mask == functional.draw_mask(key, (1,), rate)[0]
