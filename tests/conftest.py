@@ -12,6 +12,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Which line of Python made an operation is in no result, and takes a tenth of the time.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import jax
 import pytest
@@ -34,6 +36,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    compiler.reuse_contexts()
     if not config.getoption("--exhaustive") or config.option.markexpr == "not optimised":
         os.environ["XLA_FLAGS"] += f" {compiler.LITTLE_WORK}"
     # What traces leave behind is many objects and little garbage: to look for it as often
