@@ -256,21 +256,22 @@ def refuse_unsettled() -> NoReturn:
     )
 
 
-def check_batch_of_rows(where: str, held: int, rows: int) -> None:
-    """Raises unless what is held is of as many examples as there are rows."""
-    if held == 1 != rows:
+def check_batch_of_rows(where: str, held: Sequence[int], rows: int) -> None:
+    """Raises unless something that is held is of as many examples as there are rows."""
+    if not held or rows in held:
+        return
+    if held == [1]:
         raise ValueError(
             f"The mask of {where} is one row for all examples (`broadcast_dims`) and can "
             f"not be restarted row by row, but `done` has {rows} elements; restart the "
             f"layers that have masks of their own one by one, `reset_rows(done, "
             f"model.layer, key=key)`."
         )
-    if held != rows:
-        raise ValueError(
-            f"`done` must have one element for each example, but has {rows} where the "
-            f"masks of {where} are of {held} examples; write for example "
-            f"`done = t >= length`, bool [N]."
-        )
+    raise ValueError(
+        f"`done` must have one element for each example, but has {rows} where what {where} "
+        f"holds is of {' or '.join(map(str, dict.fromkeys(held)))} examples; write for "
+        f"example `done = t >= length`, bool [N]."
+    )
 
 
 def check_holds(paths: Sequence[Any]) -> None:

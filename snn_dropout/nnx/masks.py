@@ -16,7 +16,7 @@ from snn_dropout._checks.rows import check_rows
 from snn_dropout.functional.keys import mask_key
 from snn_dropout.nnx._calls import Held, PureCall
 from snn_dropout.nnx._engine import drop, dry_run, make_held, put
-from snn_dropout.nnx._held import MASKS, SAMPLES, held_by, layers_of, names_of
+from snn_dropout.nnx._held import MASKS, SAMPLES, Values, held_by, layers_of, names_of
 
 
 def init_masks(
@@ -131,20 +131,33 @@ def reset_rows(done: jax.Array, model: nnx.Module, *, key: jax.Array) -> None:
             continue
         names = names_of(model, path)
         new = layer._renewed(partial(mask_key, key, names))
-        rows = next(mask for mask in jax.tree.leaves(old) if jnp.ndim(mask)).shape[0]
         where = "/".join(names) or type(layer).__name__
-        _nnx_checks.check_batch_of_rows(where, rows, done.shape[0])
+        _nnx_checks.check_batch_of_rows(where, _possible_rows(old), done.shape[0])
         for name in old.keys() & new.keys():
             kind = SAMPLES if name == SAMPLES else MASKS
-            # Of the copies of neurons, numbers and keys are of no example.
-            choose = partial(_choose, done, axes=2 if name == SAMPLES else 1)
+            choose = partial(_choose_copies if name == SAMPLES else _choose, done)
             chosen = jax.tree.map(choose, old[name], new[name])
             held.setdefault((path, kind), {})[name] = chosen
     _nnx_checks.check_holds(list(held))
     put(model, held)
 
 
-def _choose(done: jax.Array, old: jax.Array, new: jax.Array, *, axes: int) -> jax.Array:
-    if old.ndim < axes:
+def _possible_rows(held: Values) -> list[int]:
+    """Returns how many examples what a layer holds may be of: masks, before copies."""
+    masks = [value for name, value in held.items() if name != SAMPLES and value.ndim]
+    if masks:
+        return [len(masks[0])]
+    return [len(copies) for copies in held[SAMPLES] if copies.ndim > 1]
+
+
+def _choose(done: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    if not old.ndim:
         return old
     return jnp.where(done.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+
+def _choose_copies(done: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    # Numbers and keys, `[S]`, and what each unit has, `[O, S]`, are of no example.
+    if old.ndim < 2 or len(old) != len(done):
+        return old
+    return _choose(done, old, new)

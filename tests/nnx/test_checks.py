@@ -385,7 +385,7 @@ def test_rows_are_checked():
     sdn.init_masks(layer, X, key=KEY)
     with pytest.raises(ValueError, match=r"`done` must be a bool array \[N\]"):
         sdn.reset_rows(jnp.ones(4), layer, key=KEY)
-    with pytest.raises(ValueError, match=r"has 3 where the masks of Dropout are of 4"):
+    with pytest.raises(ValueError, match=r"has 3 where what Dropout holds is of 4 ex"):
         sdn.reset_rows(jnp.ones(3, bool), layer, key=KEY)
 
 

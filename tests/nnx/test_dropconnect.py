@@ -10,7 +10,7 @@ from flax import nnx
 import snn_dropout as sd
 import snn_dropout.nnx as sdn
 from tests.depth import cases
-from tests.nnx.catalogue import KEY, LIF, Membrane, holds_nothing
+from tests.nnx.catalogue import KEY, LIF, Membrane, holds_nothing, masks_of
 
 X_SEQ = 4 * jax.random.normal(jax.random.key(1), (5, 4, 6))
 
@@ -114,6 +114,90 @@ def test_copies_live_as_long_as_the_simulation_and_rows_of_them_restart():
     assert model.samples is None
     assert loop.shape == (5, 4, 40)
     assert after[1:3].any()
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_rows_of_held_connections_restart_alone(use_bias):
+    plain = layer(activation=None)  # of fresh connections: it holds nothing to restart
+    model = nnx.Sequential(
+        sdn.DropConnectLinear(6, 6, use_bias=False, activation=None, rngs=nnx.Rngs(1)),
+        layer(use_bias=use_bias, activation=None, invariant=True),
+    )
+    held = model.layers[1]
+
+    def masks_of_a_key(key):
+        sdn.init_masks(model, X_SEQ[0], key=key)
+        return {name: mask for name, mask in masks_of(held).items() if name != "mask_p"}
+
+    fresh, before = masks_of_a_key(jax.random.key(6)), masks_of_a_key(KEY)
+    assert len(before) == (2 if use_bias else 1)
+    sdn.reset_rows(jnp.array([False, True, True, False]), model, key=jax.random.key(6))
+    assert holds_nothing(plain)
+    for name, mask in before.items():
+        after = masks_of(held)[name]
+        np.testing.assert_array_equal(after[1:3], fresh[name][1:3])
+        np.testing.assert_array_equal(after[::3], mask[::3])
+        assert (fresh[name][::3] != mask[::3]).any()
+    assert (model(X_SEQ[0]) != 0).any()
+
+
+@pytest.mark.parametrize("shape", [(), (40,)])
+def test_what_is_of_no_example_is_left_alone_where_rows_of_copies_restart(shape):
+    class Counting(LIF):
+        def __init__(self):
+            super().__init__()
+            self.steps = Membrane(jnp.zeros(shape))  # its name comes before that of `v`
+
+        def __call__(self, x):
+            self.steps.set_value(self.steps.get_value() + 1)
+            return super().__call__(x)
+
+    model = layer(activation=Counting(), samples_num=8)
+    model.eval()
+    with sdn.simulation(model, X_SEQ[0]):
+        for x in X_SEQ:
+            model(x)
+        before, v_before = model.samples.get_value()
+        with pytest.raises(ValueError, match="`done` must have one element for each"):
+            sdn.reset_rows(jnp.ones(3, bool), model, key=KEY)
+        sdn.reset_rows(jnp.array([True, False, False, True]), model, key=KEY)
+        steps, v = model.samples.get_value()
+    assert steps.shape == (*shape, 8)
+    assert (steps == 5).all()
+    np.testing.assert_array_equal(steps, before)
+    assert not v[::3].any()
+    np.testing.assert_array_equal(v[1:3], v_before[1:3])
+    assert v_before[1:3].any()
+
+
+def test_neurons_that_only_count_have_no_rows_to_restart():
+    class Counter(nnx.Module):
+        def __init__(self):
+            self.steps = Membrane(jnp.zeros(()))
+
+        def __call__(self, x):
+            self.steps.set_value(self.steps.get_value() + 1)
+            return x
+
+    model = nnx.Sequential(layer(activation=Counter(), samples_num=8), sdn.Dropout(0.5))
+    model.layers[0].eval()
+    sdn.init_masks(model, X_SEQ[0], key=KEY)
+    mask = model.layers[1].mask.get_value()
+    model(X_SEQ[0])
+    sdn.reset_rows(jnp.array([True, False, False, True]), model, key=jax.random.key(6))
+    (steps,) = model.layers[0].samples.get_value()
+    assert steps.tolist() == [1.0] * 8
+    np.testing.assert_array_equal(model.layers[1].mask.get_value()[1:3], mask[1:3])
+    assert (model.layers[1].mask.get_value()[::3] != mask[::3]).any()
+
+
+def test_a_view_of_the_layer_is_in_inference_and_the_layer_is_not():
+    model = layer(activation=None, inference="analytic")
+    view = nnx.view(model, deterministic=True)
+    expected = 0.5 * (X_SEQ[0] @ model.kernel[...] + model.bias[...][None])
+    np.testing.assert_allclose(view(X_SEQ[0]), expected, rtol=1e-5, atol=1e-5)
+    assert (jnp.abs(model(X_SEQ[0]) - expected) > 0.1).any()
+    assert not model.deterministic
 
 
 def test_neurons_that_are_copied_have_all_of_their_variables_before():
