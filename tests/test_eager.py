@@ -237,7 +237,6 @@ def test_an_attribute_and_an_array_that_change_are_read_again():
     close(averages(activation), anew(Gain(2.0)))
 
 
-@pytest.mark.exhaustive
 def test_jitted_activations_that_differ_in_an_array_they_hold_are_told_apart():
     arrays = [jnp.full((1, 4), gain) for gain in (1.0, 2.0)]
     first, second = (jax.jit(lambda z, a=a: jnp.sin(a * z)) for a in arrays)
@@ -245,8 +244,7 @@ def test_jitted_activations_that_differ_in_an_array_they_hold_are_told_apart():
     close(averages(second), averages(Gain(2.0)))
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("kind", ["jvp", "vjp"])
+@cases("kind", ["jvp", "vjp"], short=["vjp"])
 def test_surrogates_that_differ_in_their_gradient_are_told_apart(kind):
     def spike_by_vjp(slope):
         spike = jax.custom_vjp(lambda z: (z > 0).astype(z.dtype))
@@ -267,7 +265,6 @@ def test_surrogates_that_differ_in_their_gradient_are_told_apart(kind):
         np.testing.assert_allclose(gradient(make(slope)), expected, rtol=1e-4)
 
 
-@pytest.mark.exhaustive
 def test_a_surrogate_whose_slope_changes_is_read_again():
     slopes = {"slope": 1.0}
 

@@ -73,7 +73,6 @@ def check_dropout(layer, found, x):
     assert mask.sharding.is_equivalent_to(NamedSharding(x.sharding.mesh, spec), 2)
 
 
-@pytest.mark.exhaustive
 @every_kind
 def test_masks_of_dropout_lie_as_the_input_does_and_nothing_is_exchanged(kind):
     """Inside of jit, the gradient included; all layers and layouts in one program."""

@@ -72,8 +72,7 @@ def test_an_array_has_the_distribution_of_each_of_its_numbers():
         np.testing.assert_array_equal(bernoulli_each(extremes, jnp.float32(p)), kept)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@cases("dtype", ["bfloat16", "float16", "float32", "float64"], short=["float64"])
 def test_any_float_is_taken_and_none_widens_the_output(dtype):
     x = jnp.ones((4, 8), jnp.bfloat16)
     with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("strict"):

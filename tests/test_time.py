@@ -503,7 +503,6 @@ def test_no_retrace_on_the_second_batch(x_seq):
     assert len(traces) == 2, "another number of steps is another program"
 
 
-@pytest.mark.exhaustive
 def test_one_exported_program_serves_any_number_of_steps_and_examples(x_seq):
     params = Net().init(KEY, x_seq[0])["params"]
 

@@ -147,8 +147,7 @@ CELLS = {
 }
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", CELLS)
+@cases("name", CELLS, short=["optimised LSTM"])
 def test_a_cell_stays_a_cell_and_loses_the_same_connections_at_every_step(name):
     cell = CELLS[name]
     x_seq = X_SEQ if "conv" not in name else X_SEQ[..., None]
@@ -368,7 +367,6 @@ def test_a_layer_made_inline_may_have_the_name_of_one_inside():
     assert stored == {("Dense_0", "kernel_mask"), ("both", "Dense_0", "kernel_mask")}
 
 
-@pytest.mark.exhaustive
 def test_parameters_that_may_be_written_come_back_as_they_were():
     layer = dropped(nn.Dense(40))
     variables = layer.init(KEY, X_SEQ[0])
@@ -526,7 +524,6 @@ def test_a_simulation_keeps_one_masked_kernel_for_its_gradient_and_none_a_step()
     assert not [shape for shape in shapes if shape[0] == STEPS and shape[-1] == 2]
 
 
-@pytest.mark.exhaustive
 def test_a_stack_over_depth_has_a_mask_a_layer():
     class Layer(nn.Module):
         @nn.compact
@@ -552,8 +549,7 @@ def test_a_stack_over_depth_has_a_mask_a_layer():
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("lifted", [nn.jit, nn.remat])
+@cases("lifted", [nn.jit, nn.remat], short=[nn.remat])
 @pytest.mark.parametrize("inside", [True, False])
 def test_lifted_transforms_around_and_inside(lifted, inside):
     plain, variables, y = started()

@@ -47,7 +47,6 @@ def test_a_checkpoint_in_the_middle_of_a_sequence_resumes_bit_for_bit(tmp_path):
         checkpointer.restore(tmp_path / "state", nnx.state(without))
 
 
-@pytest.mark.exhaustive
 def test_monte_carlo_is_that_of_linen():
     linen, params = linen_net(X_SEQ[0])
     rngs = {"dropout": KEY}

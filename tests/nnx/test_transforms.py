@@ -72,7 +72,6 @@ def test_a_training_step_by_nnx_is_that_by_hand_in_each_mode(mode):  # noqa: F81
     assert losses[0] != losses[1]
 
 
-@pytest.mark.exhaustive
 def test_ensembles_by_vmap_draw_masks_of_their_own():
     keys = jax.random.split(KEY, 3)
 
@@ -100,8 +99,7 @@ def test_ensembles_by_vmap_draw_masks_of_their_own():
         np.testing.assert_allclose(y_seq[number], alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("over", [jax.vmap, lambda f: lambda keys: jax.lax.map(f, keys)])
+@cases("over", [jax.vmap, lambda f: lambda keys: jax.lax.map(f, keys)], short=[jax.vmap])
 def test_many_simulations_of_one_model_by_vmap_and_map(over):
     model = Net(rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(model)
