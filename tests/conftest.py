@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 # Most of the time of the tests is compilation. In half of that time programs are compiled
-# with little optimisation (but see `_optimised`), and each is compiled once, for all
-# processes and for the next run: what it is compiled from is part of its name.
+# with little optimisation (but see `pytest_runtest_setup`), and each is compiled once, for
+# all processes and for the next run: what it is compiled from is part of its name.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "programs")
@@ -23,6 +23,7 @@ from tests import compiler, depth
 # Eight devices where there is one: sharding is tested without an accelerator.
 os.environ.setdefault("XLA_FLAGS", compiler.EIGHT_DEVICES)
 
+LITTLE_OPTIMISED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0"
 PROGRAMS = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 MOST_BYTES = 2**30  # of programs, before they are thrown away
 
@@ -64,21 +65,18 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not depth.is_exhaustive(item)]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    wanted = item.config.getoption("--exhaustive") and item.get_closest_marker("optimised")
+    little = LITTLE_OPTIMISED and not wanted
+    if jax.config.read("jax_disable_most_optimizations") != little:
+        jax.config.update("jax_disable_most_optimizations", little)
+        jax.clear_caches()  # of programs that are not compiled this way
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _strict_rank_promotion():
     jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture(autouse=True)
-def _optimised(request):
-    marked = request.node.get_closest_marker("optimised") is not None
-    if not (marked and request.config.getoption("--exhaustive")):
-        yield
-        return
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    others = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0"
-    jax.config.update("jax_disable_most_optimizations", others)
 
 
 @pytest.fixture

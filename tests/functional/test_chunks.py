@@ -45,7 +45,7 @@ def problem(N, S, I, O, dtype=jnp.float32):  # noqa: E741
         (3, 2, 1, 5),
         (7, 1, 5, 3),
     ],
-    short=[(5, 3, 7, 33)],
+    short=[(5, 3, 7, 33), (7, 1, 5, 3)],
 )
 @pytest.mark.usefixtures("bounded")
 def test_products_are_those_of_an_einsum(size):
