@@ -66,6 +66,21 @@ def test_a_simulation_is_told_how_to_carry_them(make):
 
 
 @every_layer
+def test_masks_that_are_there_already_are_no_samples(make):
+    model, variables = parts(make)
+    masks = sd.init_state(model, variables, X_SEQ[0], rngs=RNGS, state_collection="masks")
+    with pytest.raises(ValueError, match=r"must hold no mask.*one at masks/layers_1/"):
+        sd.monte_carlo(
+            model,
+            {**variables, "masks": masks},
+            X_SEQ,
+            rngs=RNGS,
+            samples=2,
+            mutable=["state", "masks"],
+        )
+
+
+@every_layer
 def test_a_single_step_is_told_how_to_keep_them(make):
     model, variables = parts(make)
     with pytest.raises(RuntimeError, match="The collection 'masks' must") as error:

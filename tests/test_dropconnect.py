@@ -410,6 +410,14 @@ def test_a_first_state_of_training_starts_inference_and_the_other_way_round(
     chex.assert_trees_all_close(updated, updated_loop, atol=1e-5)
 
 
+def test_one_step_of_neurons_that_can_not_be_kept_raises_in_inference():
+    layer = sd.DropConnectLinear(6, 5, activation=LIF(), samples_num=4)
+    x = jnp.ones((4, 6))
+    variables = {"params": layer.init(KEY, x, True)["params"]}
+    with pytest.raises(flax.errors.ModifyScopeVariableError, match="immutable"):
+        layer.apply(variables, x, True, rngs=RNGS)
+
+
 @cases("deterministic", [True, False], short=[True])
 def test_spiking_layers_run_without_a_mutable_state(x_seq, deterministic):
     kwargs = {"deterministic": deterministic, "rngs": RNGS}

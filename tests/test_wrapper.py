@@ -811,6 +811,19 @@ def test_a_parameter_loses_connections_once(inner):
     assert updated["state"].keys() == {"layers_0", "layers_1"}
 
 
+@pytest.mark.parametrize("name", ["kernel", "bias"])
+def test_no_parameter_of_lost_connections_loses_them_again(name):
+    inner = sd.DropConnectLinear(INPUTS, 3, invariant=True, deterministic=False)
+    twice = dropped(inner_of(inner), filter=lambda path: path[-1] == name)
+    variables = {"params": inner_of(inner).init(KEY, X_SEQ[0])["params"]}
+    with pytest.raises(ValueError, match=rf"layers_0/{name} of .* lost some already"):
+        twice.apply(variables, X_SEQ[0], rngs=RNGS, mutable=["state"])
+
+
+def inner_of(layer):
+    return nn.Sequential([layer, nn.tanh])
+
+
 def test_mask_leaves_have_the_names_that_every_part_knows():
     _, variables, _ = started()
     assert {path[-1] for path in flatten_dict(variables["state"])} <= set(MASK_NAMES)

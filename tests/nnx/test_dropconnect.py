@@ -116,6 +116,18 @@ def test_copies_live_as_long_as_the_simulation_and_rows_of_them_restart():
     assert after[1:3].any()
 
 
+def test_copies_go_on_from_one_part_of_a_sequence_to_the_next():
+    # As good as nothing is lost, so that all copies are one network.
+    fields = {"activation": LIF(), "samples_num": 4, "p": 1e-9, "step_mode": "m"}
+    model = layer(**fields)
+    model.eval()
+    expected = model(X_SEQ)
+    with sdn.simulation(model, X_SEQ, key=KEY):
+        parts = [model(X_SEQ[:2]), model(X_SEQ[2:])]
+    np.testing.assert_allclose(jnp.concatenate(parts), expected, atol=1e-5)
+    assert (jnp.abs(model(X_SEQ[2:]) - expected[2:]) > 0.1).any()
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_rows_of_held_connections_restart_alone(use_bias):
     plain = layer(activation=None)  # of fresh connections: it holds nothing to restart

@@ -133,6 +133,49 @@ def test_rule_6_mode_m_takes_the_mask_of_the_simulation_or_draws_from_its_stream
     np.testing.assert_array_equal(multi(X_SEQ, rngs=KEY), expected)
 
 
+@pytest.mark.parametrize("p", [0.3, jnp.float32(0.3)])
+@pytest.mark.parametrize("layer", [sdn.Dropout, sdn.DropPath, sdn.Dropout1d])
+def test_rule_6_without_a_scale_nothing_is_scaled_with_and_without_a_held_mask(layer, p):
+    x_seq = jnp.ones((5, 40, 6, 2))[..., : 1 if layer is sdn.DropPath else 2]
+    whole = layer(p, scale=False, step_mode="m", rngs=nnx.Rngs(0))
+    step = layer(p, scale=False)
+    for model, run in (
+        (whole, lambda: whole(x_seq)),
+        (whole, lambda: whole(x_seq, rngs=KEY)),
+        (whole, lambda: whole.drop(x_seq, KEY)),
+        (whole, lambda: in_simulation(whole, x_seq)),
+        (step, lambda: sdn.simulate(step, x_seq, key=KEY)),
+        (step, lambda: step.drop(x_seq[0], KEY)),
+    ):
+        assert set(np.unique(run())) == {0, 1}, model.step_mode
+
+
+def in_simulation(model, x_seq):
+    with sdn.simulation(model, x_seq, key=KEY):
+        return model(x_seq)
+
+
+def test_rule_6_a_layer_draws_from_the_stream_of_its_name():
+    ones = jnp.ones((2, 40, 6))
+    for layer in (
+        sdn.Dropout(0.5, step_mode="m", rng_collection="masks"),
+        sdn.DropConnectLinear(
+            6, 5, step_mode="m", rng_collection="masks", activation=None, rngs=nnx.Rngs(1)
+        ),
+    ):
+        first, same = (layer(ones, rngs=nnx.Rngs(n, masks=1)) for n in (0, 2))
+        np.testing.assert_array_equal(first, same)
+        assert (layer(ones, rngs=nnx.Rngs(0, masks=2)) != first).any()
+    own = [
+        sdn.Dropout(
+            0.5, step_mode="m", rng_collection="masks", rngs=nnx.Rngs(n, dropout=n, masks=m)
+        )(ones)
+        for n, m in ((0, 1), (2, 1), (0, 2))
+    ]
+    np.testing.assert_array_equal(own[0], own[1])
+    assert (own[0] != own[2]).any()
+
+
 @pytest.mark.parametrize("call", [lambda m, x: m(x), nnx.jit(lambda m, x: m(x))])
 def test_rule_6_mode_s_without_a_mask_raises_and_names_who_makes_it(model, call):
     with pytest.raises(RuntimeError, match=r"simulate\(.*simulation\(.*init_masks\("):
