@@ -1005,6 +1005,34 @@ MUTANTS = [
         "test_meshes.py::test_connections_of_a_batch_over_two_axes_exchange_nothing_but_"
         "gradients",
     ),
+    Mutant(
+        "a bias loses connections twice",
+        "linen/layers/dropconnect.py",
+        'for name in ("kernel", "bias")]',
+        'for name in ("kernel",)]',
+        "test_wrapper.py::test_no_parameter_of_lost_connections_loses_them_again",
+    ),
+    Mutant(
+        "samples share the masks of another collection",
+        "linen/uncertainty.py",
+        'if path[0] != "params" and path[-1] in MASK_NAMES',
+        'if path[0] == "state" and path[-1] in MASK_NAMES',
+        "test_collections.py::test_masks_that_are_there_already_are_no_samples",
+    ),
+    Mutant(
+        "copies of neurons that can not be kept start anew at each step",
+        "linen/layers/_activation.py",
+        "if not whole or layer.is_mutable_collection(",
+        "if layer.is_mutable_collection(",
+        "test_dropconnect.py::test_one_step_of_neurons_that_can_not_be_kept_raises_in_inference",
+    ),
+    Mutant(
+        "a last chunk that overlaps counts twice",
+        "functional/_chunks.py",
+        '"nsi,nso->nio",\n            examples.read_once(',
+        '"nsi,nso->nio",\n            examples.read(',
+        "functional/test_chunks.py::test_products_are_those_of_an_einsum",
+    ),
     # NNX.
     Mutant(
         "an NNX layer's mask does not depend on its path",
@@ -1138,6 +1166,34 @@ MUTANTS = [
         "        layer.samples.set_value(copies)\n",
         "        pass\n",
         "nnx/test_dropconnect.py::test_copies_live_as_long_as_the_simulation_and_rows_of_them_restart",
+    ),
+    Mutant(
+        "copies of neurons in NNX do not go on in a sequence in parts",
+        "nnx/_activation.py",
+        "    if layer.samples is not None:\n",
+        '    if layer.samples is not None and layer.step_mode == "s":\n',
+        "nnx/test_dropconnect.py::test_copies_go_on_from_one_part_of_a_sequence_to_the_next",
+    ),
+    Mutant(
+        "rows in NNX restart what is of no example",
+        "nnx/masks.py",
+        "    if old.ndim < 2 or len(old) != len(done):\n        return old\n",
+        "",
+        "nnx/test_dropconnect.py::test_what_is_of_no_example_is_left_alone_where_rows_of_copies_restart",
+    ),
+    Mutant(
+        "what is not scaled is scaled where NNX holds no mask",
+        "nnx/_dropout.py",
+        'return apply_mask(x, made["mask"], self.p, scale=self.scale)',
+        'return apply_mask(x, made["mask"], self.p)',
+        "nnx/test_rules.py::test_rule_6_without_a_scale_nothing_is_scaled_with_and_without_a_held_mask",
+    ),
+    Mutant(
+        "a layer of NNX draws from a stream of another name",
+        "nnx/_held.py",
+        "source = source[layer.rng_collection]",
+        'source = source["dropout"]',
+        "nnx/test_rules.py::test_rule_6_a_layer_draws_from_the_stream_of_its_name",
     ),
 ]
 
