@@ -17,7 +17,7 @@ def check_stored_mask(
     dtype: Any,
     *,
     known: bool,
-    of: str = "input",
+    of: str,
 ) -> None:
     """Raises unless the stored mask has exactly the shape and dtype that are needed.
 

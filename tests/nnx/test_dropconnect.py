@@ -12,6 +12,7 @@ import snn_dropout.nnx as sdn
 from tests.depth import cases
 from tests.nnx.catalogue import KEY, LIF, Membrane, holds_nothing, masks_of
 
+OTHER = jax.random.key(6)
 X_SEQ = 4 * jax.random.normal(jax.random.key(1), (5, 4, 6))
 
 
@@ -51,6 +52,15 @@ def test_parameters_are_drawn_in_the_order_of_flax(use_bias):
     kernel = jax.random.uniform(nnx.Rngs(0).params(), (6, 40), minval=-bound, maxval=bound)
     np.testing.assert_allclose(jnp.sort(model.kernel[...].ravel()).mean(), 0, atol=0.1)
     assert kernel.shape == model.kernel.shape
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 400), (400, 4)])
+def test_parameters_are_bounded_by_the_number_of_inputs(inputs, outputs):
+    model = sdn.DropConnectLinear(inputs, outputs, rngs=nnx.Rngs(0))
+    largest = jnp.abs(model.kernel[...]).max() * inputs**0.5
+    assert 0.9 < largest <= 1
+    assert jnp.abs(model.bias[...]).max() <= inputs**-0.5
+    assert jnp.abs(model.bias[...]).max() > 0.3 * inputs**-0.5
 
 
 def test_inference_of_connections_is_that_of_linen():
@@ -141,9 +151,9 @@ def test_rows_of_held_connections_restart_alone(use_bias):
         sdn.init_masks(model, X_SEQ[0], key=key)
         return {name: mask for name, mask in masks_of(held).items() if name != "mask_p"}
 
-    fresh, before = masks_of_a_key(jax.random.key(6)), masks_of_a_key(KEY)
+    fresh, before = masks_of_a_key(OTHER), masks_of_a_key(KEY)
     assert len(before) == (2 if use_bias else 1)
-    sdn.reset_rows(jnp.array([False, True, True, False]), model, key=jax.random.key(6))
+    sdn.reset_rows(jnp.array([False, True, True, False]), model, key=OTHER)
     assert holds_nothing(plain)
     for name, mask in before.items():
         after = masks_of(held)[name]
@@ -153,8 +163,8 @@ def test_rows_of_held_connections_restart_alone(use_bias):
     assert (model(X_SEQ[0]) != 0).any()
 
 
-@pytest.mark.parametrize("shape", [(), (40,)])
-def test_what_is_of_no_example_is_left_alone_where_rows_of_copies_restart(shape):
+@pytest.mark.parametrize(("shape", "samples"), [((), 8), ((), 4), ((40,), 8)])
+def test_what_is_of_no_example_is_left_alone_where_rows_of_copies_restart(shape, samples):
     class Counting(LIF):
         def __init__(self):
             super().__init__()
@@ -164,7 +174,7 @@ def test_what_is_of_no_example_is_left_alone_where_rows_of_copies_restart(shape)
             self.steps.set_value(self.steps.get_value() + 1)
             return super().__call__(x)
 
-    model = layer(activation=Counting(), samples_num=8)
+    model = layer(activation=Counting(), samples_num=samples)
     model.eval()
     with sdn.simulation(model, X_SEQ[0]):
         for x in X_SEQ:
@@ -174,12 +184,30 @@ def test_what_is_of_no_example_is_left_alone_where_rows_of_copies_restart(shape)
             sdn.reset_rows(jnp.ones(3, bool), model, key=KEY)
         sdn.reset_rows(jnp.array([True, False, False, True]), model, key=KEY)
         steps, v = model.samples.get_value()
-    assert steps.shape == (*shape, 8)
+    assert steps.shape == (*shape, samples)
     assert (steps == 5).all()
     np.testing.assert_array_equal(steps, before)
     assert not v[::3].any()
     np.testing.assert_array_equal(v[1:3], v_before[1:3])
     assert v_before[1:3].any()
+
+
+def test_rows_of_copies_restart_beside_masks_that_are_held():
+    model = layer(activation=LIF(), samples_num=8, invariant=True)
+    sdn.init_masks(model, X_SEQ[0], key=KEY)
+    mask = model.kernel_mask.get_value()
+    model.eval()
+    with sdn.simulation(model, X_SEQ[0]):
+        for x in X_SEQ:
+            model(x)
+        (before,) = model.samples.get_value()
+        sdn.reset_rows(jnp.array([True, False, False, True]), model, key=OTHER)
+        (after,) = model.samples.get_value()
+        assert not after[::3].any()
+        np.testing.assert_array_equal(after[1:3], before[1:3])
+        assert before[::3].any()
+    np.testing.assert_array_equal(model.kernel_mask.get_value()[1:3], mask[1:3])
+    assert (model.kernel_mask.get_value()[::3] != mask[::3]).any()
 
 
 def test_neurons_that_only_count_have_no_rows_to_restart():
@@ -196,7 +224,7 @@ def test_neurons_that_only_count_have_no_rows_to_restart():
     sdn.init_masks(model, X_SEQ[0], key=KEY)
     mask = model.layers[1].mask.get_value()
     model(X_SEQ[0])
-    sdn.reset_rows(jnp.array([True, False, False, True]), model, key=jax.random.key(6))
+    sdn.reset_rows(jnp.array([True, False, False, True]), model, key=OTHER)
     (steps,) = model.layers[0].samples.get_value()
     assert steps.tolist() == [1.0] * 8
     np.testing.assert_array_equal(model.layers[1].mask.get_value()[1:3], mask[1:3])

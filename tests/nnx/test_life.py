@@ -82,7 +82,7 @@ class Told(nnx.Module):
         return self.theirs(self.fresh(x, **flag))
 
 
-@cases("step_mode", ["s", "m"], short=["s"])
+@pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_monte_carlo_drops_whatever_the_call_says_and_nothing_else(step_mode):
     model = Told(step_mode, rngs=nnx.Rngs(0))
     model.train()

@@ -41,6 +41,27 @@ def test_one_example_does_not_meet_the_neurons_of_a_batch(train):
         assert sdn.simulate(net, jnp.ones((3, 1, 6)), key=KEY).shape == (3, 1, 6)
 
 
+def test_one_example_does_not_meet_a_batch_beside_averages_of_as_many_features():
+    net = model(units=4)
+    with jax.numpy_rank_promotion("allow"):
+        sdn.simulate(net, jnp.ones((3, 4, 4)), key=KEY)
+        with pytest.raises(ValueError, match=r"0/v is of a batch of 4.*one example"):
+            sdn.simulate(net, jnp.ones((3, 1, 4)), key=KEY)
+
+
+def test_a_membrane_that_starts_as_a_number_starts_at_it():
+    class Resting(nnx.Module):
+        def __init__(self):
+            self.v = nnx.Variable(jnp.float32(-65.0))
+
+        def __call__(self, x):
+            self.v.set_value(self.v.get_value() + x)
+            return self.v.get_value()
+
+    y_seq = sdn.simulate(Resting(), jnp.ones((3, 4, 6)))
+    np.testing.assert_array_equal(y_seq[:, 0, 0], [-64.0, -63.0, -62.0])
+
+
 def test_features_of_one_example_without_a_batch_are_no_batch():
     class Unbatched(nnx.Module):
         def __init__(self):
