@@ -222,3 +222,17 @@ def test_as_an_activation_they_are_sampled(x_seq, neuron, step_mode):
     stale = {**variables, **state}
     with pytest.raises(ValueError, match=r"leaf state/[\w/]+ must keep its shape"):
         run(stale, x_seq[:, :2])
+
+
+def test_a_membrane_of_another_batch_raises_beside_masks_that_fit(x_seq):
+    model = nn.Sequential([LateLIF(), sd.Dropout(0.5, deterministic=False)])
+    states = {
+        n: sd.simulate(model, {}, x_seq[:, :n], rngs=RNGS)[1]["state"] for n in (1, 3)
+    }
+    mixed = {**states[1], "layers_0": states[3]["layers_0"]}
+    with (
+        jax.numpy_rank_promotion("allow"),
+        pytest.raises(ValueError, match=r"layers_0/carry must keep.*of another batch"),
+    ):
+        sd.simulate(model, {"state": mixed}, x_seq[:, :1], rngs=RNGS)
+    sd.simulate(model, {"state": states[1]}, x_seq[:, :1], rngs=RNGS)
