@@ -888,7 +888,7 @@ MUTANTS = [
     Mutant(
         "a wrapper adds a name to the path",
         "linen/layers/wrapper.py",
-        "            bind(module, scope.rewound())",
+        "            bind(module, stand_in(scope.rewound(), scope))",
         "            pass",
         "test_wrapper.py::test_a_module_runs_with_its_kernels_masked_and_gradients_reach_"
         "those_that_are_kept",
@@ -1032,6 +1032,31 @@ MUTANTS = [
         '"nsi,nso->nio",\n            examples.read_once(',
         '"nsi,nso->nio",\n            examples.read(',
         "functional/test_chunks.py::test_products_are_those_of_an_einsum",
+    ),
+    Mutant(
+        "what a wrapper holds notes nothing beside it",
+        "linen/layers/wrapper.py",
+        "bind(module, stand_in(scope.rewound(), scope))",
+        "bind(module, scope.rewound())",
+        "test_whole_sequences.py::test_it_is_noticed_inside_of_two_wrappers_too",
+    ),
+    Mutant(
+        "a wrapper hands its field to the module",
+        "linen/layers/wrapper.py",
+        """        if deterministic is not None and _names_deterministic(self.module):
+            kwargs["deterministic"] = deterministic
+""",
+        """        if _names_deterministic(self.module):
+            kwargs["deterministic"] = inference
+""",
+        "test_wrapper.py::test_the_field_of_the_wrapper_is_not_handed_to_the_module",
+    ),
+    Mutant(
+        "neurons see one step of a sequence where the mode is that of the call",
+        "linen/layers/_activation.py",
+        "if layer.is_initializing() or not whole:",
+        'if layer.is_initializing() or layer.step_mode == "s":',
+        "test_dropconnect.py::test_neurons_are_stepped_over_a_sequence_in_either_mode_of_the_layer",
     ),
     # NNX.
     Mutant(
@@ -1194,6 +1219,13 @@ MUTANTS = [
         "source = source[layer.rng_collection]",
         'source = source["dropout"]',
         "nnx/test_rules.py::test_rule_6_a_layer_draws_from_the_stream_of_its_name",
+    ),
+    Mutant(
+        "a membrane in NNX that starts as a number starts at 0",
+        "nnx/_engine.py",
+        "return jnp.broadcast_to(old, new.shape)",
+        "return jnp.zeros(new.shape, jnp.result_type(old))",
+        "nnx/test_stale.py::test_a_membrane_that_starts_as_a_number_starts_at_it",
     ),
 ]
 

@@ -649,3 +649,12 @@ def test_temporary_memory_with_gradients_is_bounded(
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     memory = gradient.lower(variables, x_seq, KEY).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= most * 2**20
+
+
+def test_neurons_are_stepped_over_a_sequence_in_either_mode_of_the_layer(x_seq):
+    layer = sd.DropConnectLinear(x_seq.shape[-1], 5, activation=LIF(), deterministic=False)
+    variables = {"params": layer.init(KEY, x_seq[0])["params"]}
+    whole = layer.clone(step_mode="m").apply(variables, 8 * x_seq, rngs=RNGS)
+    found = layer.apply(variables, 8 * x_seq, rngs=RNGS, method="multi_step_forward")
+    np.testing.assert_array_equal(found, whole)
+    assert (found[0] != found[1]).any()

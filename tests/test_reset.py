@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import snn_dropout as sd
+from snn_dropout.linen.state import MASK_NAMES
 from tests.depth import cases
 from tests.neurons import LIF
 
@@ -133,3 +134,9 @@ def test_the_axis_is_that_of_the_batch(axis, error, match):
         sd.reset_rows(done, state, state, axis=axis)
     named = sd.reset_rows(done, state, state, axis={"a": 0, "b": None})
     jax.tree.map(np.testing.assert_array_equal, named, state)
+
+
+def test_reset_masks_drops_leaves_of_these_names_and_not_what_is_below_them():
+    mask = {"mask": jnp.ones((2, 3), bool), "mask_p": jnp.full((2, 1), 0.5)}
+    state = {name: {"v": jnp.ones(2)} for name in MASK_NAMES}
+    assert set(sd.reset_masks({**state, "drop": mask})) == set(MASK_NAMES)

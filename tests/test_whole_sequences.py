@@ -213,3 +213,43 @@ def test_one_example_is_restarted_with_its_batch_axis():
         sd.reset_rows(jnp.bool_(True), {"v": jnp.ones(3)}, {"v": jnp.zeros(3)})
     state, fresh = {"v": jnp.ones((1, 3))}, {"v": jnp.zeros((1, 3))}
     assert not sd.reset_rows(jnp.bool_(True)[None], state, fresh)["v"].any()
+
+
+@pytest.mark.parametrize("order", [("dt", "x"), ("x", "dt")])
+def test_it_is_noticed_beside_a_sequence_of_numbers_too(order):
+    class Step(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            given = dict(zip(order, inputs, strict=True))
+            return given["dt"] * LIF()(given["x"])
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            y_seq = sd.MultiStep(Step())(inputs)
+            return sd.Dropout(0.5, deterministic=False, name="forgotten")(y_seq)
+
+    given = {"dt": jnp.ones(STEPS), "x": X_SEQ}
+    inputs = tuple(given[name] for name in order)
+    with pytest.raises(ValueError, match=r"forgotten .*T = 6 .*N = 3 .*='m'"):
+        Model().apply({}, inputs, rngs=RNGS, mutable=["state"])
+
+
+def test_it_is_noticed_inside_of_two_wrappers_too():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x_seq):
+            x_seq = nn.Dense(8, name="b")(nn.Dense(8, name="a")(x_seq))
+            return sd.Dropout(0.5, deterministic=False, name="forgotten")(x_seq)
+
+    def wrapped(module, name):
+        chosen = lambda path: path[-2:] == (name, "kernel")  # noqa: E731
+        return sd.DropConnect(module, 0.5, "m", deterministic=False, filter=chosen)
+
+    for model in (
+        wrapped(Block(), "a"),
+        wrapped(nn.Sequential([wrapped(Block(), "a")]), "b"),
+    ):
+        params = model.init(jax.random.key(0), X_SEQ)["params"]
+        with pytest.raises(ValueError, match=r"forgotten .*T = 6 .*N = 3 .*='m'"):
+            model.apply({"params": params}, X_SEQ, rngs=RNGS, mutable=["state"])

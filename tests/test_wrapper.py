@@ -811,6 +811,40 @@ def test_a_parameter_loses_connections_once(inner):
     assert updated["state"].keys() == {"layers_0", "layers_1"}
 
 
+def test_by_default_parameters_of_the_name_kernel_are_lost_and_not_what_is_below_it():
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="kernel")(x)
+
+    _, updated = dropped(Named()).init_with_output(KEY, X_SEQ[0])
+    variables = {"params": updated["params"]}
+    _, updated = dropped(Named()).apply(variables, X_SEQ[0], rngs=RNGS, mutable=["state"])
+    assert updated["state"]["kernel"].keys() == {"kernel_mask"}
+
+
+def test_the_field_of_the_wrapper_is_not_handed_to_the_module():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x, deterministic=True):
+            x = nn.Dense(40)(x)
+            return nn.Dropout(0.5)(x, deterministic=deterministic)
+
+    ones = jnp.ones((4, 6))
+    params = Noisy().init(KEY, ones)["params"]
+    for field, flag, drops in (
+        (False, None, False),
+        (True, None, False),
+        (None, False, True),
+        (None, True, False),
+    ):
+        model = sd.DropConnect(Noisy(), deterministic=field)
+        y, _ = model.apply(
+            {"params": params}, ones, deterministic=flag, rngs=RNGS, mutable=["state"]
+        )
+        assert ((y == 0).mean() > 0.3) == drops
+
+
 @pytest.mark.parametrize("name", ["kernel", "bias"])
 def test_no_parameter_of_lost_connections_loses_them_again(name):
     inner = sd.DropConnectLinear(INPUTS, 3, invariant=True, deterministic=False)

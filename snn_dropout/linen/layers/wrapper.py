@@ -108,7 +108,7 @@ class DropConnect(nn.Module):
         assert scope is not None
         assert module.scope is not None
         if module.scope.parent == scope:
-            bind(module, scope.rewound())
+            bind(module, stand_in(scope.rewound(), scope))
 
     def __call__(self, *args: Any, deterministic: bool | None = None, **kwargs: Any) -> Any:
         """Calls the module, in training without the connections that are lost.
