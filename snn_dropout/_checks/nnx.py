@@ -258,8 +258,13 @@ def refuse_unsettled() -> NoReturn:
 
 def check_batch_of_rows(where: str, held: Sequence[int], rows: int) -> None:
     """Raises unless something that is held is of as many examples as there are rows."""
-    if not held or rows in held:
+    if rows in held:
         return
+    if not held:
+        raise ValueError(
+            f"`reset_rows` must be given masks with a batch axis, but that of {where} is a "
+            f"single number; call the model on `x[None]` where `x` is one example."
+        )
     if held == [1]:
         raise ValueError(
             f"The mask of {where} is one row for all examples (`broadcast_dims`) and can "

@@ -132,7 +132,8 @@ def reset_rows(done: jax.Array, model: nnx.Module, *, key: jax.Array) -> None:
         names = names_of(model, path)
         new = layer._renewed(partial(mask_key, key, names))
         where = "/".join(names) or type(layer).__name__
-        _nnx_checks.check_batch_of_rows(where, _possible_rows(old), done.shape[0])
+        if (possible := _possible_rows(old)) or SAMPLES not in old:
+            _nnx_checks.check_batch_of_rows(where, possible, done.shape[0])
         for name in old.keys() & new.keys():
             kind = SAMPLES if name == SAMPLES else MASKS
             choose = partial(_choose_copies if name == SAMPLES else _choose, done)
@@ -144,9 +145,9 @@ def reset_rows(done: jax.Array, model: nnx.Module, *, key: jax.Array) -> None:
 
 def _possible_rows(held: Values) -> list[int]:
     """Returns how many examples what a layer holds may be of: masks, before copies."""
-    masks = [value for name, value in held.items() if name != SAMPLES and value.ndim]
+    masks = [value for name, value in held.items() if name != SAMPLES]
     if masks:
-        return [len(masks[0])]
+        return [len(mask) for mask in masks if mask.ndim][:1]
     return [len(copies) for copies in held[SAMPLES] if copies.ndim > 1]
 
 
@@ -157,7 +158,8 @@ def _choose(done: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def _choose_copies(done: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    # Numbers and keys, `[S]`, and what each unit has, `[O, S]`, are of no example.
+    # Numbers and keys, `[S]`, and what each unit has, `[O, S]`, are of no example; no shape
+    # tells as many units from examples.
     if old.ndim < 2 or len(old) != len(done):
         return old
     return _choose(done, old, new)

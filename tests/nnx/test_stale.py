@@ -115,6 +115,17 @@ def test_a_simulation_with_a_key_finds_no_mask_also_where_it_would_draw_none():
         assert layer.mask is not None
 
 
+def test_a_mask_without_a_batch_axis_has_no_rows():
+    layer = sdn.Dropout(0.5)
+    sdn.init_masks(layer, jnp.ones(()), key=KEY)
+    with pytest.raises(ValueError, match=r"with a batch axis.*Dropout.*`x\[None\]`"):
+        sdn.reset_rows(jnp.ones(1, bool), layer, key=OTHER)
+    sdn.init_masks(layer, jnp.ones(())[None], key=KEY)  # as it says
+    sdn.reset_rows(jnp.ones(1, bool), layer, key=OTHER)
+    sdn.init_masks(layer, jnp.ones((0, 3)), key=KEY)
+    sdn.reset_rows(jnp.ones(0, bool), layer, key=OTHER)
+
+
 def test_two_layers_of_one_name_raise():
     class Two(nnx.Module):
         def __init__(self):
